@@ -1,0 +1,53 @@
+# Few targets, kept dull. Each works alone from a clean clone; what it installs goes into .venv and nowhere else.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: build demo test bench check format gpu dist-check clean
+
+build: .venv/.installed               ## compile what changed in csrc/
+	@$(BIN)/python setup.py -q build_ext --inplace
+
+demo: build                           ## both experiments in about a minute
+	$(BIN)/thickets demo
+
+test: build                           ## the test suite
+	$(BIN)/python -m pytest
+
+bench: build                          ## micro-benchmarks
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only
+
+check: build .venv/.checkers          ## linters, formatters, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	@mkdir -p build/mypy && ln -sfn ../../python build/mypy/thickets
+	MYPYPATH=build/mypy $(BIN)/mypy -p thickets
+
+format: .venv/.checkers               ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+
+gpu:                                  ## on a machine with a GPU, by its own Python: build, measure, test, write the table
+	$(PYTHON) benchmarks/gpu.py
+
+dist-check: build .venv/.checkers     ## sdist and wheel, each in isolation, and what is in them
+	$(BIN)/python -m build --outdir build/dist .
+	$(BIN)/python -m pytest tests/test_packaging.py --dist build/dist
+
+clean:                                ## everything that was built; .venv stays
+	rm -rf build python/*.so *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# Build requirements first and no isolation: an isolated build would fetch them a second time.
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) setuptools wheel pybind11 ninja
+	$(PIP) --no-build-isolation -e '.[test]'
+	@touch $@
+
+.venv/.checkers: .venv/.installed
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
