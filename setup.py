@@ -1,10 +1,11 @@
-"""Builds thickets._C: writes a build.ninja into its own stable folder and lets ninja do the rest. Metadata: pyproject.toml.
+"""Builds thickets._C: writes a build.ninja into its own stable folder and lets ninja do the rest.
 
 Read from the environment: CXX (compiler), MAX_JOBS (parallel compiles), THICKETS_CUDA (auto, 1, 0 or wheel).
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,13 +17,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-BUILD = ROOT / "build" / f"native-{sysconfig.get_platform()}"  # stable, so that a second build compiles what changed
+BUILD = ROOT / "build" / f"native-{sysconfig.get_platform()}"  # stable: a second build compiles what changed
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-ISAS = {"portable": []}  # each file of csrc/cpu is compiled once per entry, with -DTHICKETS_ISA=<key> and these flags
+# Each file of csrc/cpu is compiled once per entry, with -DTHICKETS_ISA=<key> and these flags.
+ISAS: dict[str, list[str]] = {"portable": []}
 if X86:
     ISAS |= {"avx2": AVX2, "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]}
-FLAGS = "-O3 -std=c++17 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra".split()
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS += ["-ffp-contract=off", "-fno-math-errno"]  # same bits everywhere: no fused step but those written
 NO_CUDA_SOURCE = "this version has no CUDA source yet"
 RULES = """\
 rule compile
@@ -42,7 +45,7 @@ def cuda_off() -> str:
     if asked not in ("auto", "1", "0", "wheel"):
         sys.exit(f"error: THICKETS_CUDA must be auto, 1, 0 or wheel, got {asked!r}")
     if asked in ("1", "wheel"):
-        sys.exit(f"error: THICKETS_CUDA={asked} asks for CUDA, but {NO_CUDA_SOURCE}; use THICKETS_CUDA=auto or 0")
+        sys.exit(f"error: THICKETS_CUDA={asked} asks for CUDA, but {NO_CUDA_SOURCE}; use auto or 0")
     return NO_CUDA_SOURCE if asked == "auto" else "it was built with THICKETS_CUDA=0"
 
 
@@ -68,7 +71,7 @@ def openmp(cxx: str) -> list[str]:
     """-fopenmp, or nothing on a Mac whose clang has no OpenMP: the kernels then run on one thread."""
     probe = [*shlex.split(cxx), "-fopenmp", "-include", "omp.h", "-x", "c++", "-fsyntax-only", os.devnull]
     if sys.platform == "darwin" and subprocess.run(probe, capture_output=True).returncode != 0:
-        print("warning: this compiler has no OpenMP, so thickets._C will use one thread (`brew install llvm` has it)")
+        print("warning: this compiler has no OpenMP, so thickets._C will run on one thread")
         return ["-Wno-unknown-pragmas"]
     return ["-fopenmp"]
 
@@ -81,12 +84,12 @@ def write_ninja(suffix: str) -> Path:
     omp = openmp(cxx)
     common = [*FLAGS, *omp]
     once = [*common, *(["-DTHICKETS_X86=1"] if X86 else [])]
-    # Python's and pybind11's folders differ from one isolated build to the next: bindings.cpp alone sees them.
+    # pybind11's folder differs from one isolated build to the next: bindings.cpp alone sees it.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     text, objects = [RULES], []
 
     def edge(rule: str, out: Path, sources: list[Path], flags: list[str]) -> None:
-        paths = [str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ") for path in (out, *sources)]
+        paths = [re.sub(r"([$: ])", r"$\1", str(path)) for path in (out, *sources)]
         quoted = shlex.join(flags).replace("$", "$$")
         text.append(f"build {paths[0]}: {rule} {' '.join(paths[1:])}\n  cxx = {cxx}\n  flags = {quoted}\n")
 
@@ -99,8 +102,8 @@ def write_ninja(suffix: str) -> Path:
             compiled(source, f"bindings{suffix}.o", [*once, f'-DTHICKETS_CUDA_WHY="{cuda_off()}"', *includes])
         else:
             compiled(source, f"{source.stem}.o", once)
-    # Portable objects come first: of an inline function that several objects hold, the linker keeps the first, and
-    # that one must run on any CPU.
+    # Portable objects come first: of an inline function that several objects hold the linker keeps the first,
+    # and that one must run on any CPU.
     for isa, flags in ISAS.items():
         for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
             compiled(source, f"cpu/{source.stem}.{isa}.o", [*common, *flags, f"-DTHICKETS_ISA={isa}"])

@@ -1,6 +1,6 @@
 """Evaluate N randomly perturbed copies of a network without ever building them.
 
-Every public name is loaded on first use (PEP 562), so that `import thickets` costs one `import torch` and nothing else.
+Public names load on first use (PEP 562): `import thickets` costs one `import torch` and nothing else.
 """
 
 from importlib import import_module
