@@ -35,14 +35,14 @@ def _double(value: Tensor | float) -> Tensor | float:
     return value.double() if isinstance(value, Tensor) else value
 
 
-def fma32(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """float32(a * b + c), rounded once as by a hardware fma; float32 tensors or float32-valued floats.
+def fma32(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
+    """float32(a * b + c), rounded once as by a hardware fma; tensors are float32, floats float32-valued.
 
     The product of two float32 is exact in float64. Knuth's TwoSum gives the rounding error of the float64
     sum; where it is not zero the sum moves to its neighbour with an odd last bit (round-to-odd), and rounding
     that to float32 equals rounding the exact value (Boldo and Melquiond 2008).
     """
-    product, addend = _double(a) * _double(b), _double(c)
+    product, addend = a.double() * _double(b), _double(c)
     total = product + addend
     shadow = total - product
     error = (product - (total - shadow)) + (addend - shadow)
@@ -54,7 +54,7 @@ def fma32(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
 
 
 def _horner(coefficients: tuple[float, ...], q: Tensor) -> Tensor:
-    value = fma32(coefficients[-1], q, coefficients[-2])
+    value = fma32(q, coefficients[-1], coefficients[-2])
     for coefficient in coefficients[-3::-1]:
         value = fma32(value, q, coefficient)
     return value
@@ -69,9 +69,9 @@ def radius(w_a: Tensor) -> Tensor:
     t2 = t * t
     t4 = t2 * t2
     c = _LOG
-    high = fma32(fma32(c[7], t, c[6]), t2, fma32(c[5], t, c[4]))
-    low = fma32(fma32(c[3], t, c[2]), t2, fma32(c[1], t, c[0]))
-    p = fma32(fma32(c[8], t4, high), t4, low)
+    high = fma32(fma32(t, c[7], c[6]), t2, fma32(t, c[5], c[4]))
+    low = fma32(fma32(t, c[3], c[2]), t2, fma32(t, c[1], c[0]))
+    p = fma32(fma32(t4, c[8], high), t4, low)
     return fma32((e - 31).float(), _MINUS_TWO_LN2, p * t).sqrt()
 
 

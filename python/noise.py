@@ -65,7 +65,7 @@ class Family(NamedTuple):
 
 
 def family(noise: str | Family) -> Family:
-    """The family "normal", "normal4", "rademacher", "hadamard" or "lowrank-R"; ValueError on anything else."""
+    """The family "normal", "normal4", "rademacher", "hadamard" or "lowrank-R"; ValueError if none of them."""
     if isinstance(noise, (str, Family)):
         text = str(noise)
         if text in STREAMS or text == "hadamard":
@@ -85,7 +85,7 @@ def parameter_id(name: str) -> int:
 
 
 class Stream(NamedTuple):
-    """What eps depends on besides the seed: the parameter, its family, and where a slice of its matrix view is.
+    """What eps depends on besides the seed: the parameter, its family and a place in its matrix view.
 
     `row`, `col` are the slice's origin, `full_cols` the columns of the whole parameter (default: the slice
     reaches its end); `scale` is the parameter's factor in s_n = float32(sigma_n * scale), no part of eps.
@@ -142,9 +142,10 @@ def _full_cols(stream: Stream, cols: int) -> int:
     return stream.col + cols if stream.full_cols is None else stream.full_cols
 
 
-def _words(seeds: Tensor, identity: int, number: int, row: Tensor | int, block: Tensor) -> tuple[Tensor, ...]:
-    """The four words of (seed, parameter, stream number, row, block); all arguments broadcast (section 2)."""
-    c2, c3 = identity & MASK32, number + 8 * ((identity >> 32) & 0x1FFFFFFF)
+def _words(seeds: Tensor, identity: int, number: int, row: Tensor, block: Tensor) -> tuple[Tensor, ...]:
+    """The four words of (seed, parameter, stream number, row, block); tensors broadcast (section 2)."""
+    c2 = block.new_full((), identity & MASK32)
+    c3 = block.new_full((), number + 8 * ((identity >> 32) & 0x1FFFFFFF))
     return philox4x32_10(block, row, c2, c3, seeds & MASK32, (seeds >> 32) & MASK32)
 
 

@@ -18,7 +18,7 @@ def _multiply(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32_10(
-    c0: Tensor, c1: Tensor | int, c2: Tensor | int, c3: Tensor | int, k0: Tensor, k1: Tensor
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random words of the counter (c0, c1, c2, c3) under the key (k0, k1).
 
