@@ -29,11 +29,11 @@ class Tolerance(NamedTuple):
     absolute: float
 
 
-# The one tolerance table. `rounding` is the unit roundoff of the result's dtype: the result is rounded once.
-# `absolute` is half its smallest subnormal. `accumulation` bounds the float32 sum, whatever its order: K terms err
-# by at most K 2^-24 times the magnitude sum |x| |W'|, and in fact, since rounding errors have both signs and
-# partial sums lie below the magnitude sum, by 2 to 3 times 2^-24 in tests with K up to 2048 (about 11 if a serial
-# sum of 4096 positive terms is the case); 16 are allowed. One wrong noise entry moves the result by sigma |x|: at
+# The one tolerance table. `rounding` is the unit roundoff of the result's dtype: it is rounded once.
+# `absolute` is half its smallest subnormal. `accumulation` bounds the float32 sum, whatever its order: K terms
+# err by at most K 2^-24 times the magnitude sum |x| |W'|, and in fact, since rounding errors have both signs and
+# partial sums lie below the magnitude sum, by 2 to 3 times 2^-24 in tests with K up to 2048 (about 11 for a
+# serial sum of 4096 positive terms); 16 are allowed. One wrong noise entry moves the result by sigma |x|: at
 # K = 4096 and sigma = 0.1 |W| still 25 times as much.
 ACCUMULATION = 16 * 2.0**-24
 TOLERANCE: dict[torch.dtype, Tolerance] = {
@@ -101,7 +101,7 @@ def oracle_embedding(
     stream: Stream,
     precision: str,
 ) -> Tensor:
-    """Rows `ids` of each member's W', in the dtype of `weight`: ids [N, M], [M] shared or [T] with offsets."""
+    """Rows `ids` of each member's W', in W's dtype: ids [N, M], [M] shared or [T] with offsets."""
     weights = member_weights(weight, seeds, sigmas, stream, precision).to(weight.dtype)
     if offsets is not None:
         return weights[_member_of_row(ids, offsets), ids]
@@ -132,7 +132,7 @@ def oracle_accumulate(weight: Tensor, seeds: Tensor, coefficients: Tensor, strea
 
 
 def _noise_size(seeds: Tensor, sigmas: Tensor, stream: Stream, rows: int, cols: int) -> Tensor:
-    """|s| |eps|, an entry counting at least one standard deviation: fast transforms round relative to that."""
+    """|s| |eps|, an entry counting at least 1: fast transforms round relative to that."""
     eps = entries(seeds, stream, rows, cols).abs().clamp(min=1.0)
     return scaled(sigmas, stream).abs()[:, None, None] * eps
 
@@ -157,7 +157,7 @@ def _spread(biases: Tensor, x: Tensor, offsets: Tensor | None) -> Tensor:
 
 
 def assert_close(actual: Tensor, expected: Expected | Tensor, what: str = "result") -> None:
-    """Fail unless `actual` lies within TOLERANCE of its dtype, naming the shape and the first bad coordinate."""
+    """Fail, naming shape and first bad coordinate, unless `actual` lies within TOLERANCE of its dtype."""
     if isinstance(expected, Tensor):
         expected = Expected(expected.double(), expected.double().abs())
     assert actual.shape == expected.value.shape, (
