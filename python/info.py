@@ -1,0 +1,114 @@
+"""What this installation is and can use: the data of `thickets info` and the header of every benchmark."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thickets import CONTRACT_VERSION, __version__
+
+CHECKOUT = Path(__file__).resolve().parent.parent  # of an editable install; a wheel's has no .git
+LIBRARIES = ("torch", "triton", "numpy", "pydantic", "safetensors", "scikit-learn", "matplotlib")
+
+
+def report() -> dict[str, Any]:
+    """Everything worth knowing about this installation, as plain values that `json.dumps` takes.
+
+    Keys: thickets (version, noise contract, commit of a checkout), versions (None: not installed), cpu, gpu
+    (name or None), native (instruction sets), backends (each with the reason why it cannot run, or None), off
+    (why thickets has no CUDA or Triton kernels here, None where it has them).
+    """
+    return {
+        "thickets": {"version": __version__, "contract": CONTRACT_VERSION, "commit": commit()},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        "cpu": {
+            "system": platform.platform(),
+            "model": cpu_model(),
+            "cores": _cores(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "native": native(),
+        "backends": backends(),
+        "off": {"cuda": cuda_off(), "triton": "this version has no Triton kernels yet"},
+    }
+
+
+def header() -> str:
+    """The lines above a benchmark's table: commit, versions, processor, instruction set, threads, GPU."""
+    facts = report()
+    at = f" at {facts['thickets']['commit']}" if facts["thickets"]["commit"] else ""
+    versions = [f"{name} {facts['versions'][name]}" for name in ("python", "torch", "triton")]
+    cpu, isa = facts["cpu"], facts["native"]["chosen"] or facts["native"]["why_not"]
+    lines = [
+        f"thickets {__version__}{at}, {', '.join(v for v in versions if not v.endswith('None'))}",
+        f"{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads, {isa}",
+    ]
+    return "\n".join([*lines, facts["gpu"]] if facts["gpu"] else lines)
+
+
+def native() -> dict[str, Any]:
+    """thickets._C: its instruction sets, whether this CPU has them, the chosen one, or why it cannot load."""
+    try:
+        module = import_module("thickets._C")
+    except ImportError as error:
+        return {"built": {}, "chosen": None, "why_not": f"thickets._C was not built: {error}"}
+    return {"built": module.isas(), "chosen": module.isa(), "why_not": None}
+
+
+def backends() -> list[dict[str, Any]]:
+    """Every registered backend: its name, its device types, and why it cannot run here (None: it can)."""
+    from thickets.backends import REGISTRY
+
+    return [{"name": b.name, "devices": list(b.devices), "why_not": b.why_not()} for b in REGISTRY.values()]
+
+
+def cuda_off() -> str | None:
+    """Why thickets' CUDA kernels are off, in words; None where they are on."""
+    try:
+        return import_module("thickets._C").cuda_why() or None
+    except ImportError as error:
+        return f"thickets._C was not built: {error}"
+
+
+def commit(root: Path = CHECKOUT) -> str | None:
+    """The commit of the checkout at `root`, marked -dirty where files differ from it; None if it is none."""
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name as its maker writes it, else the machine's architecture."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
