@@ -80,7 +80,7 @@ def write_ninja(suffix: str) -> Path:
     """Write build.ninja for this Python and return the path of the library that it links."""
     import pybind11
 
-    cxx = compiler()
+    cuda_why, cxx = cuda_off(), compiler()
     omp = openmp(cxx)
     common = [*FLAGS, *omp]
     once = [*common, *(["-DTHICKETS_X86=1"] if X86 else [])]
@@ -99,7 +99,7 @@ def write_ninja(suffix: str) -> Path:
 
     for source in sorted((ROOT / "csrc").glob("*.cpp")):
         if source.name == "bindings.cpp":
-            compiled(source, f"bindings{suffix}.o", [*once, f'-DTHICKETS_CUDA_WHY="{cuda_off()}"', *includes])
+            compiled(source, f"bindings{suffix}.o", [*once, f'-DTHICKETS_CUDA_WHY="{cuda_why}"', *includes])
         else:
             compiled(source, f"{source.stem}.o", once)
     # Portable objects come first: of an inline function that several objects hold the linker keeps the first,

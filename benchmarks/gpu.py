@@ -60,7 +60,7 @@ def quantiles(run: Callable[[], Any], repeats: int = 30) -> tuple[float, float, 
 
 
 def copy_rate() -> list[float]:
-    """GB/s of a device copy, read and written bytes counted: at the median, 20 % and 80 % quantile of time."""
+    """GB/s of a device copy, read and written bytes counted: at median, 20 % and 80 % quantile of time."""
     import torch
 
     size = min(2 << 30, torch.cuda.mem_get_info()[0] // 4)
