@@ -1,8 +1,8 @@
 """What the ops accept, checked once for eager calls and for fake tensors.
 
-A function named after an op checks shapes, dtypes and devices and returns what the op needs to know: the shape of its
-result and the noise streams. The `check_*` functions at the end look at values; they do so for CPU tensors only and
-belong to eager calls.
+A function named after an op checks shapes, dtypes and devices and returns what the op needs to know: the
+shape of its result and the noise streams. The `check_*` functions at the end look at values; they do so for
+CPU tensors only and belong to eager calls.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def members(
 
 
 def _groups(name: str, rows: Tensor, inner: str, count: int, offsets: Tensor | None) -> tuple[int, ...]:
-    """The leading shape of the result, (N, M) or (T,); `inner` names the last dimension of `rows`, if it has one."""
+    """The result's leading shape, (N, M) or (T,); `inner` names the last dimension of `rows`, if any."""
     dims = rows.dim() - (1 if inner else 0)
     if offsets is None:
         _shape(dims in (1, 2), name, f"[N, M{inner}] or [M{inner}] without offsets", rows)
@@ -300,11 +300,7 @@ def check_offsets(offsets: Tensor | None, rows: int) -> None:
     """First 0, last T, never decreasing."""
     if offsets is not None and offsets.device.type == "cpu":
         bounds = offsets.tolist()
-        if (
-            bounds[0] != 0
-            or bounds[-1] != rows
-            or any(a > b for a, b in zip(bounds, bounds[1:], strict=False))
-        ):
+        if bounds[0] != 0 or bounds[-1] != rows or bounds != sorted(bounds):
             raise ValueError(f"offsets must begin with 0, never decrease and end with T={rows}, got {bounds}")
 
 

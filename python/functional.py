@@ -1,21 +1,24 @@
-"""The ops as functions: perturbed products, look-ups and updates for N members given by their seeds and sigmas.
+"""The ops as functions: perturbed products, look-ups and updates for N members, each a seed and a sigma.
 
-Sizes: N members, M rows of activations per member or T rows in all, K inputs, O outputs. W, x and their like are
-float32, bfloat16 or float16. All functions share these arguments:
+Sizes: N members, M rows of activations per member or T rows in all, K inputs, O outputs. W, x and their like
+are float32, bfloat16 or float16. All functions share these arguments:
 
-- seeds, sigmas: the N members. seeds: Python integers 0 <= s < 2**64, or an int64 tensor [N] of their bit patterns;
-  sigmas: finite numbers, or a float32 tensor [N]. Tensors let compiled code and CUDA graphs see new members.
+- seeds, sigmas: the N members. seeds: Python integers 0 <= s < 2**64, or an int64 tensor [N] of their bit
+  patterns; sigmas: finite numbers, or a float32 tensor [N]. Tensors let compiled code and CUDA graphs see new
+  members.
 - name: the parameter's canonical name, on which its noise depends; noise: the family, "normal", "normal4",
   "rademacher", "hadamard" or "lowrank-R"; scale: the parameter's factor, s_n = float32(sigma_n * scale).
-- origin, full_cols: the position (row, column) of weight[0, 0] in the whole parameter's matrix view, and the whole
-  column count, for shards.
-- offsets: int64 tensor [N + 1], first 0, last T, never decreasing; rows offsets[n] to offsets[n + 1] use member n.
+- origin, full_cols: the position (row, column) of weight[0, 0] in the whole parameter's matrix view, and the
+  whole column count, for shards.
+- offsets: int64 tensor [N + 1], first 0, last T, never decreasing; rows offsets[n] to offsets[n + 1] use
+  member n.
 - precision: "exact" never rounds W' = W + s eps to the dtype of W, "storage" does.
 - backend: "auto" or a registered name.
 
-Errors name the argument, what was expected and what came: TypeError for a dtype, ValueError for a shape, a device or a
-value (IndexError for ids), RuntimeError for a backend that cannot run here and for an input that requires grad under
-grad mode. Values that lie in CUDA tensors are not looked at. The noise is that of docs/noise.md, version 1.
+Errors name the argument, what was expected and what came: TypeError for a dtype, ValueError for a shape, a
+device or a value (IndexError for ids), RuntimeError for a backend that cannot run here and for an input that
+requires grad under grad mode. Values that lie in CUDA tensors are not looked at. The noise is that of
+docs/noise.md, version 1.
 """
 
 from __future__ import annotations
@@ -76,10 +79,11 @@ def _sigmas(name: str, sigmas: Sigmas, device: torch.device) -> Tensor:
 
 
 def members_tensors(seeds: Seeds, sigmas: Sigmas, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """The members as tensors on `device`: seeds int64 [N] (bit patterns of the unsigned integers), sigmas float32 [N].
+    """The members as tensors on `device`: seeds int64 [N] (unsigned bit patterns), sigmas float32 [N].
 
-    ValueError if a Python seed is outside of 0 <= s < 2**64, a sigma that lies on the host is not finite in float32, or
-    the counts differ; TypeError if a tensor has another dtype. For CUDA this is the only look at the values.
+    ValueError if a Python seed is outside of 0 <= s < 2**64, a sigma that lies on the host is not finite in
+    float32, or the counts differ; TypeError if a tensor has another dtype. For CUDA this is the only look at
+    the values.
     """
     device = torch.device(device)
     if isinstance(sigmas, Tensor):
@@ -109,11 +113,11 @@ def perturbed_linear(
 ) -> Tensor:
     """Linear layer of N perturbed members: group n of the rows of x times (W + s_n eps_n)^T, plus the bias.
 
-    x: [N, M, K], or [M, K] shared by all members, or [T, K] with offsets; weight: [O, K]; bias: [O] in the dtype of
-    weight, perturbed as the parameter `bias_name` (times `bias_scale`), or as it is without a name. Returns [N, M, O]
-    or [T, O] in the dtype of x, accumulated in float32 and rounded once.
+    x: [N, M, K], or [M, K] shared by all members, or [T, K] with offsets; weight: [O, K]; bias: [O] in the
+    dtype of weight, perturbed as the parameter `bias_name` (times `bias_scale`), or as it is without a name.
+    Returns [N, M, O] or [T, O] in the dtype of x, accumulated in float32 and rounded once.
 
-    Equivalent, with eps = sample_noise(weight.shape, seed=seed, name=name, noise=noise) (docs/noise.md, section 1)::
+    Equivalent, with eps(seed) = sample_noise(weight.shape, seed=seed, ...) (docs/noise.md, section 1)::
 
         torch.stack([x[n] @ (weight + sigmas[n] * scale * eps(seeds[n])).T for n in range(N)])
     """
@@ -150,12 +154,13 @@ def noise_linear_(
     offsets: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Add the noise product alone to the result of any linear layer, and return y: y += s_n (x eps_n^T) per group.
+    """Add the noise product alone to what any linear layer made: y += s_n (x eps_n^T) per group; returns y.
 
-    y: [N, M, O] or [T, O]; x: [N, M, K], or [M, K] shared by all members, or [T, K] with offsets, in other memory than
-    y. The product is accumulated in float32. It perturbs layers that have no plain weight, such as quantised ones.
+    y: [N, M, O] or [T, O]; x: [N, M, K], or [M, K] shared by all members, or [T, K] with offsets, in other
+    memory than y. The product is accumulated in float32. It perturbs layers that have no plain weight, such
+    as quantised ones.
 
-    Equivalent, with eps as sample_noise((O, K), ...) gives it (docs/noise.md, section 1)::
+    Equivalent, with eps(seed) = sample_noise((O, K), seed=seed, ...) (docs/noise.md, section 1)::
 
         y += torch.stack([sigmas[n] * scale * (x[n] @ eps(seeds[n]).T) for n in range(N)])
     """
@@ -192,10 +197,10 @@ def perturbed_embedding(
 ) -> Tensor:
     """Look up rows of N perturbed embedding tables.
 
-    ids: int64 or int32 [N, M], or [M] shared by all members, or [T] with offsets, in 0 <= id < V; weight: [V, D].
-    Returns [N, M, D] or [T, D] in the dtype of weight, rounded once.
+    ids: int64 or int32 [N, M], or [M] shared by all members, or [T] with offsets, in 0 <= id < V; weight:
+    [V, D]. Returns [N, M, D] or [T, D] in the dtype of weight, rounded once.
 
-    Equivalent, with eps = sample_noise(weight.shape, ...) (docs/noise.md, section 1)::
+    Equivalent, with eps(seed) = sample_noise(weight.shape, seed=seed, ...) (docs/noise.md, section 1)::
 
         torch.stack([(weight + sigmas[n] * scale * eps(seeds[n]))[ids[n]] for n in range(N)])
     """
@@ -230,10 +235,10 @@ def perturbed_vector(
 ) -> Tensor:
     """All N perturbed copies of a vector parameter, such as a bias or the gain of a norm.
 
-    weight: [H]; its matrix view is [1, H], so origin is (0, column); under hadamard and lowrank it takes normal noise.
-    Returns [N, H], float32 for precision "exact", the dtype of weight for "storage".
+    weight: [H]; its matrix view is [1, H], so origin is (0, column); under hadamard and lowrank it takes
+    normal noise. Returns [N, H], float32 for precision "exact", the dtype of weight for "storage".
 
-    Equivalent, with eps = sample_noise((H,), ...) (docs/noise.md, sections 1 and 3)::
+    Equivalent, with eps(seed) = sample_noise((H,), seed=seed, ...) (docs/noise.md, sections 1 and 3)::
 
         torch.stack([weight + sigmas[n] * scale * eps(seeds[n]) for n in range(N)])
     """
@@ -264,12 +269,12 @@ def perturb_(
     full_cols: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Write one materialised member over `out` and return it: out = fma(s, eps, W), rounded once to the dtype of out.
+    """Write one materialised member over `out` and return it: fma(s, eps, W), rounded once to its dtype.
 
-    weight: the matrix view [rows, cols] of a parameter, a vector [H] or a scalar []; out: the same shape in any storage
-    dtype, either weight itself or other memory. seed and sigma may be tensors of one element.
+    weight: the matrix view [rows, cols] of a parameter, a vector [H] or a scalar []; out: the same shape in
+    any storage dtype, either weight itself or other memory. seed and sigma may be tensors of one element.
 
-    Equivalent, with eps = sample_noise(weight.shape, ...) (docs/noise.md, section 1)::
+    Equivalent, with eps(seed) = sample_noise(weight.shape, seed=seed, ...) (docs/noise.md, section 1)::
 
         out.copy_(weight + sigma * scale * eps(seed))
     """
@@ -302,11 +307,11 @@ def accumulate_(
 ) -> Tensor:
     """Add a combination of N members' noise to a weight in place and return it: W += sum_i c_i scale eps_i.
 
-    weight: the matrix view [rows, cols] of a parameter, a vector [H] or a scalar []; coefficients: N finite numbers or
-    float32 [N]. The sum runs in float32 over i ascending, one fma per term, and W is rounded once: averaged experts and
-    the update of evolution strategies, without storing noise.
+    weight: the matrix view [rows, cols] of a parameter, a vector [H] or a scalar []; coefficients: N finite
+    numbers or float32 [N]. The sum runs in float32 over i ascending, one fma per term, and W is rounded once:
+    averaged experts and the update of evolution strategies, without storing noise.
 
-    Equivalent, with eps = sample_noise(weight.shape, ...) (docs/noise.md, section 1)::
+    Equivalent, with eps(seed) = sample_noise(weight.shape, seed=seed, ...) (docs/noise.md, section 1)::
 
         weight += sum(coefficients[i] * scale * eps(seeds[i]) for i in range(N))
     """
@@ -337,8 +342,8 @@ def sample_noise(
 ) -> Tensor:
     """The noise itself: eps of one member and parameter, or the slice [rows, cols] of it, in float32.
 
-    shape: the parameter's matrix view (rows, cols), or (H,) for a vector, which `cols` slices and which takes normal
-    noise under hadamard and lowrank. Slices have step 1. Equivalent (docs/noise.md, sections 2 to 5)::
+    shape: the parameter's matrix view (rows, cols), or (H,) for a vector, which `cols` slices and which takes
+    normal noise under hadamard and lowrank. Slices have step 1. Equivalent (docs/noise.md, sections 2 to 5)::
 
         sample_noise(shape, seed=seed, name=name)[rows, cols]
     """
@@ -373,10 +378,11 @@ def grouped_linear(
     offsets: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Linear layer of N members whose weights are stored: what perturbed_linear computes once they are written down.
+    """Linear layer of N members whose weights are stored: perturbed_linear once they are written down.
 
-    x: [N, M, K], or [M, K] shared by all members, or [T, K] with offsets; weights: [N, O, K]; bias: [N, O] in the dtype
-    of weights. Returns [N, M, O] or [T, O] in the dtype of x, accumulated in float32 and rounded once.
+    x: [N, M, K], or [M, K] shared by all members, or [T, K] with offsets; weights: [N, O, K]; bias: [N, O] in
+    the dtype of weights. Returns [N, M, O] or [T, O] in the dtype of x, accumulated in float32 and rounded
+    once.
 
     Equivalent::
 

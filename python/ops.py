@@ -1,7 +1,8 @@
-"""The ops as torch sees them: schemas, fakes and eager implementations, all in torch.library's namespace `thickets`.
+"""The ops as torch sees them: schemas, fakes and eager implementations in the namespace `thickets`.
 
-`thickets.functional` is the public face; call these through it. The eager implementation checks, deals with whatever is
-empty or badly strided, and hands the rest to a backend. Ops that write return nothing (an alias would fail opcheck).
+`thickets.functional` is the public face; call these through it. The eager implementation checks, deals with
+whatever is empty or badly strided, and hands the rest to a backend. Ops that write return nothing (an alias
+would fail opcheck).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ PLACE = "str name, str noise, float scale, SymInt[2] origin, SymInt? full_cols"
 BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
 
-def _refuse_grad(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, *args: object) -> object:
-    """The autograd kernel of every op: refuse what would need a gradient, tell autograd what is written, go on below."""
+def _refuse_grad(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+    """The autograd kernel of every op: refuse what needs a gradient, note what is written, go on below."""
     if torch.is_grad_enabled():
         for argument, value in zip(op._schema.arguments, args, strict=True):
             if isinstance(value, Tensor) and value.requires_grad:
@@ -37,7 +38,7 @@ def _refuse_grad(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, *ar
 
 
 def _op(schema: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
-    """Register an op by its schema and fake; decorates the eager implementation and leaves the op in its place."""
+    """Register an op by schema and fake; decorates the eager implementation and puts the op in its place."""
 
     def register(eager: Callable) -> torch._ops.OpOverload:
         name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -53,6 +54,11 @@ def _op(schema: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverlo
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor itself if its last dimension is contiguous, else a contiguous copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _lists(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Vectors made contiguous, where they are given."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _matrix(tensor: Tensor) -> Tensor:
@@ -91,24 +97,19 @@ def perturbed_linear(
     offsets: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    *place, precision, backend = rest
-    shape, stream, bias_stream = checks.perturbed_linear(
-        x, weight, bias, seeds, sigmas, offsets, *place, precision
-    )
+    precision, backend = rest[-2:]
+    shape, stream, bias_stream = checks.perturbed_linear(x, weight, bias, seeds, sigmas, offsets, *rest[:-1])
     checks.check_finite("sigmas", sigmas, stream, bias_stream)
     checks.check_offsets(offsets, x.shape[0])
     chosen = choose(backend, x.device)
     if 0 in shape:
         return x.new_empty(shape)
     if weight.shape[1] == 0:
-        x, weight, stream = (
-            _one_zero_column(x),
-            _one_zero_column(weight),
-            stream._replace(col=0, full_cols=None),
-        )
-    bias = None if bias is None else bias.contiguous()
-    members = seeds.contiguous(), sigmas.contiguous(), None if offsets is None else offsets.contiguous()
-    return chosen.linear(_rows(x), _rows(weight), bias, *members, stream, bias_stream, precision)
+        x, weight = _one_zero_column(x), _one_zero_column(weight)
+        stream = stream._replace(col=0, full_cols=None)
+    return chosen.linear(
+        _rows(x), _rows(weight), *_lists(bias, seeds, sigmas, offsets), stream, bias_stream, precision
+    )
 
 
 def _fake_noise_linear_(*args: Any) -> None:
@@ -123,16 +124,14 @@ def _fake_noise_linear_(*args: Any) -> None:
 def noise_linear_(
     y: Tensor, x: Tensor, seeds: Tensor, sigmas: Tensor, offsets: Tensor | None, *rest: Any
 ) -> None:
-    *place, backend = rest
-    stream = checks.noise_linear_(y, x, seeds, sigmas, offsets, *place)
+    stream = checks.noise_linear_(y, x, seeds, sigmas, offsets, *rest[:-1])
     checks.check_finite("sigmas", sigmas, stream)
     checks.check_offsets(offsets, x.shape[0])
     checks.check_apart("y", y, "x", x)
-    chosen = choose(backend, x.device)
+    chosen = choose(rest[-1], x.device)
     if y.numel() == 0 or x.shape[-1] == 0:
         return
-    members = seeds.contiguous(), sigmas.contiguous(), None if offsets is None else offsets.contiguous()
-    _write(y, lambda target: chosen.noise_linear_(target, _rows(x), *members, stream))
+    _write(y, lambda target: chosen.noise_linear_(target, _rows(x), *_lists(seeds, sigmas, offsets), stream))
 
 
 def _fake_perturbed_embedding(ids: Tensor, weight: Tensor, *args: Any) -> Tensor:
@@ -147,16 +146,15 @@ def _fake_perturbed_embedding(ids: Tensor, weight: Tensor, *args: Any) -> Tensor
 def perturbed_embedding(
     ids: Tensor, weight: Tensor, seeds: Tensor, sigmas: Tensor, offsets: Tensor | None, *rest: Any
 ) -> Tensor:
-    *place, precision, backend = rest
-    shape, stream = checks.perturbed_embedding(ids, weight, seeds, sigmas, offsets, *place, precision)
+    precision, backend = rest[-2:]
+    shape, stream = checks.perturbed_embedding(ids, weight, seeds, sigmas, offsets, *rest[:-1])
     checks.check_finite("sigmas", sigmas, stream)
     checks.check_offsets(offsets, ids.shape[0])
     checks.check_ids(ids, weight.shape[0])
     chosen = choose(backend, ids.device)
     if 0 in shape:
         return weight.new_empty(shape)
-    members = seeds.contiguous(), sigmas.contiguous(), None if offsets is None else offsets.contiguous()
-    return chosen.embedding(_rows(ids), _rows(weight), *members, stream, precision)
+    return chosen.embedding(_rows(ids), _rows(weight), *_lists(seeds, sigmas, offsets), stream, precision)
 
 
 def _fake_perturbed_vector(weight: Tensor, *args: Any) -> Tensor:
@@ -165,17 +163,18 @@ def _fake_perturbed_vector(weight: Tensor, *args: Any) -> Tensor:
 
 
 @_op(
-    f"perturbed_vector(Tensor weight, Tensor seeds, Tensor sigmas, {PLACE}, str precision, str backend) -> Tensor",
+    "perturbed_vector(Tensor weight, Tensor seeds, Tensor sigmas, "
+    f"{PLACE}, str precision, str backend) -> Tensor",
     _fake_perturbed_vector,
 )
 def perturbed_vector(weight: Tensor, seeds: Tensor, sigmas: Tensor, *rest: Any) -> Tensor:
-    *place, precision, backend = rest
-    shape, dtype, stream = checks.perturbed_vector(weight, seeds, sigmas, *place, precision)
+    precision, backend = rest[-2:]
+    shape, dtype, stream = checks.perturbed_vector(weight, seeds, sigmas, *rest[:-1])
     checks.check_finite("sigmas", sigmas, stream)
     chosen = choose(backend, weight.device)
     if 0 in shape:
         return weight.new_empty(shape, dtype=dtype)
-    return chosen.vector(weight.contiguous(), seeds.contiguous(), sigmas.contiguous(), stream, precision)
+    return chosen.vector(*_lists(weight, seeds, sigmas), stream, precision)
 
 
 def _fake_perturb_(*args: Any) -> None:
@@ -187,12 +186,11 @@ def _fake_perturb_(*args: Any) -> None:
     _fake_perturb_,
 )
 def perturb_(out: Tensor, weight: Tensor, seed: Tensor, sigma: Tensor, *rest: Any) -> None:
-    *place, backend = rest
-    stream = checks.perturb_(out, weight, seed, sigma, *place)
+    stream = checks.perturb_(out, weight, seed, sigma, *rest[:-1])
     checks.check_finite("sigma", sigma, stream)
     if out.data_ptr() != weight.data_ptr() or out.dtype != weight.dtype:
         checks.check_apart("out", out, "weight", weight)
-    chosen = choose(backend, weight.device)
+    chosen = choose(rest[-1], weight.device)
     if out.numel() == 0:
         return
     source = _rows(_matrix(weight))
@@ -208,14 +206,12 @@ def _fake_accumulate_(*args: Any) -> None:
     _fake_accumulate_,
 )
 def accumulate_(weight: Tensor, seeds: Tensor, coefficients: Tensor, *rest: Any) -> None:
-    *place, backend = rest
-    stream = checks.accumulate_(weight, seeds, coefficients, *place)
+    stream = checks.accumulate_(weight, seeds, coefficients, *rest[:-1])
     checks.check_finite("coefficients", coefficients, stream)
-    chosen = choose(backend, weight.device)
+    chosen = choose(rest[-1], weight.device)
     if weight.numel() == 0 or seeds.numel() == 0:
         return
-    members = seeds.contiguous(), coefficients.contiguous()
-    _write(_matrix(weight), lambda target: chosen.accumulate_(target, *members, stream))
+    _write(_matrix(weight), lambda target: chosen.accumulate_(target, *_lists(seeds, coefficients), stream))
 
 
 def _fake_sample_noise(seed: Tensor, rows: int, cols: int, *args: Any) -> Tensor:
@@ -224,14 +220,13 @@ def _fake_sample_noise(seed: Tensor, rows: int, cols: int, *args: Any) -> Tensor
 
 
 @_op(
-    "sample_noise(Tensor seed, SymInt rows, SymInt cols, str name, str noise, SymInt[2] origin, SymInt? full_cols, "
-    "str backend) -> Tensor",
+    "sample_noise(Tensor seed, SymInt rows, SymInt cols, "
+    "str name, str noise, SymInt[2] origin, SymInt? full_cols, str backend) -> Tensor",
     _fake_sample_noise,
 )
 def sample_noise(seed: Tensor, rows: int, cols: int, *rest: Any) -> Tensor:
-    *place, backend = rest
-    stream = checks.sample_noise(seed, rows, cols, *place)
-    chosen = choose(backend, seed.device)
+    stream = checks.sample_noise(seed, rows, cols, *rest[:-1])
+    chosen = choose(rest[-1], seed.device)
     out = seed.new_empty((rows, cols), dtype=torch.float32)
     if out.numel():
         chosen.noise(out, seed, stream)
@@ -257,6 +252,4 @@ def grouped_linear(
     if x.shape[-1] == 0:
         x, weights = _one_zero_column(x), _one_zero_column(weights)
     bias = None if bias is None else _rows(bias)
-    return chosen.grouped_linear(
-        _rows(x), _rows(weights), bias, None if offsets is None else offsets.contiguous()
-    )
+    return chosen.grouped_linear(_rows(x), _rows(weights), bias, *_lists(offsets))

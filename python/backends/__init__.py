@@ -1,4 +1,4 @@
-"""The registry of backends: peers that implement the same ops, chosen by the argument `backend` of every op."""
+"""The registry of backends: peers that implement the same ops, chosen by an op's argument `backend`."""
 
 from __future__ import annotations
 

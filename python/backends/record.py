@@ -1,16 +1,17 @@
 """What a backend is: a name, the devices it serves, and one function per op.
 
-`thickets.ops` calls these functions with checked arguments and takes care of the corners, so every backend may rely on:
+`thickets.ops` calls these functions with checked arguments and takes care of the corners, so every backend
+may rely on:
 
 - nothing is empty: at least one member, row, output and column;
 - tensors are on one device and have a contiguous last dimension (other strides are arbitrary, zero included);
-- a tensor that is written has no two elements in one place; parameters of `perturb_`, `accumulate_` and `noise` come as
-  matrix views (a vector as [1, H]), with the family that applies to them in the stream.
+- a tensor that is written has no two elements in one place; parameters of `perturb_`, `accumulate_` and
+  `noise` come as matrix views (a vector as [1, H]), with the family that applies to them in the stream.
 
-Sizes: N members, T rows in all, M rows per member, O outputs, K inputs, H vector length. Groups of rows come in three
-forms: x [N, M, K], x [M, K] shared by all members, or x [T, K] with offsets int64 [N + 1]. W, x and out are float32,
-bfloat16 or float16; seeds are int64 [N] (bit patterns), sigmas float32 [N]. The values in seeds, sigmas and offsets
-stay on their device: only on the CPU have they been checked.
+Sizes: N members, T rows in all, M rows per member, O outputs, K inputs, H vector length. Groups of rows come
+in three forms: x [N, M, K], x [M, K] shared by all members, or x [T, K] with offsets int64 [N + 1]. W, x and
+out are float32, bfloat16 or float16; seeds are int64 [N] (bit patterns), sigmas float32 [N]. The values in
+seeds, sigmas and offsets stay on their device: only on the CPU have they been checked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..noise import Stream
 
 
 class Linear(Protocol):
-    """x (W + s eps)^T + bias: [N, M, O] or [T, O] in the dtype of x; the bias [O] is perturbed if it has a stream."""
+    """x (W + s eps)^T + bias, [N, M, O] or [T, O] in the dtype of x; a bias with a stream is perturbed."""
 
     def __call__(
         self,
@@ -65,7 +66,7 @@ class Embedding(Protocol):
 
 
 class Vector(Protocol):
-    """All N perturbed copies of a vector [H]: [N, H], float32 for "exact", the dtype of `weight` for "storage"."""
+    """N perturbed copies of a vector [H]: [N, H], float32 for "exact", the dtype of it for "storage"."""
 
     def __call__(
         self, weight: Tensor, seeds: Tensor, sigmas: Tensor, stream: Stream, precision: str
@@ -73,13 +74,13 @@ class Vector(Protocol):
 
 
 class Perturb(Protocol):
-    """out = round(fma(s, eps, float32(W))) to the dtype of out, which may be W itself; seed [1], sigma [1]."""
+    """out = fma(s, eps, float32(W)) rounded to the dtype of out, which may be W; seed [1], sigma [1]."""
 
     def __call__(self, out: Tensor, weight: Tensor, seed: Tensor, sigma: Tensor, stream: Stream) -> None: ...
 
 
 class Accumulate(Protocol):
-    """W = round(float32(W) + d) with d = fma(c_i, eps_i, d) from 0, i ascending, c_i = float32(coefficient * scale)."""
+    """W = round(float32(W) + d): d = fma(c_i, eps_i, d) from 0, i ascending, c_i times scale in float32."""
 
     def __call__(self, weight: Tensor, seeds: Tensor, coefficients: Tensor, stream: Stream) -> None: ...
 
@@ -91,7 +92,7 @@ class Noise(Protocol):
 
 
 class GroupedLinear(Protocol):
-    """Group n of x times weights[n]^T, plus bias[n]: the stored mode, bit for bit `linear` on the same weights."""
+    """Group n of x times weights[n]^T + bias[n]: the stored mode, bit for bit `linear` on those weights."""
 
     def __call__(self, x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor | None) -> Tensor: ...
 

@@ -1,7 +1,8 @@
 """Every op in plain PyTorch: the oracle of the tests, and the backend that runs where no kernel does.
 
-Written for reading. It materialises the weights member by member, so it promises values, not speed; products are
-torch's float32 products and follow `torch.set_float32_matmul_precision`. It never reads a CUDA tensor on the host.
+Written for reading. It materialises the weights member by member, so it promises values, not speed; products
+are torch's float32 products and follow `torch.set_float32_matmul_precision`. It never reads a CUDA tensor on
+the host.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ CHUNK = 1 << 21  # weights materialised at a time: small layers take many member
 
 
 def perturbed(weight: Tensor, seeds: Tensor, sigmas: Tensor, stream: Stream, precision: str) -> Tensor:
-    """W' of every member, [N, rows, cols]: float32 for "exact", the dtype of `weight` [rows, cols] for "storage"."""
+    """W' of every member, [N, rows, cols]: float32 for "exact", the dtype of `weight` for "storage"."""
     strengths = sigmas * stream.scale  # one float32 product: torch rounds a Python factor to float32 first
     members = fma32(strengths[:, None, None], entries(seeds, stream, *weight.shape), weight.float())
     return members if precision == "exact" else members.to(weight.dtype)
 
 
 def one_by_one(generate: Callable[[slice], Tensor], count: int, size: int) -> Iterator[Tensor]:
-    """The items of generate(slice(0, count)), generated about CHUNK elements at a time, `size` of them per item."""
+    """The items of generate(slice(0, count)), made about CHUNK elements at a time, `size` to an item."""
     step = max(1, CHUNK // size)
     for start in range(0, count, step):
         yield from generate(slice(start, start + step))
@@ -88,9 +89,8 @@ def linear(
         len(seeds),
         weight.numel(),
     )
-    if bias is None or bias_stream is None:
-        biases = repeat(bias)
-    else:
+    biases: Iterable[Tensor | None] = repeat(bias)
+    if bias is not None and bias_stream is not None:
         biases = vector(bias, seeds, sigmas, bias_stream, precision)
     return products(x, zip(weights, biases, strict=False), offsets, len(seeds), len(weight)).to(x.dtype)
 
