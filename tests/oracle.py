@@ -30,11 +30,11 @@ class Tolerance(NamedTuple):
 
 
 # The one tolerance table. `rounding` is the unit roundoff of the result's dtype: it is rounded once.
-# `absolute` is half its smallest subnormal. `accumulation` bounds the float32 sum, whatever its order: K terms
-# err by at most K 2^-24 times the magnitude sum |x| |W'|, and in fact, since rounding errors have both signs and
-# partial sums lie below the magnitude sum, by 2 to 3 times 2^-24 in tests with K up to 2048 (about 11 for a
-# serial sum of 4096 positive terms); 16 are allowed. One wrong noise entry moves the result by sigma |x|: at
-# K = 4096 and sigma = 0.1 |W| still 25 times as much.
+# `absolute` is half its smallest subnormal. `accumulation` bounds the float32 sum, whatever its order: K
+# terms err by at most K 2^-24 times the magnitude sum |x| |W'|, and in fact, since rounding errors have both
+# signs and partial sums lie below the magnitude sum, by 2 to 3 times 2^-24 in tests with K up to 2048 (about
+# 11 for a serial sum of 4096 positive terms); 16 are allowed. One wrong noise entry moves the result by
+# sigma |x|: at K = 4096 and sigma = 0.1 |W| still 25 times as much.
 ACCUMULATION = 16 * 2.0**-24
 TOLERANCE: dict[torch.dtype, Tolerance] = {
     torch.float32: Tolerance(2.0**-24, ACCUMULATION, 2.0**-150),
