@@ -1,0 +1,47 @@
+"""Fixtures of the whole suite: every backend on every device it can use here, and poisoned allocations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from thickets.backends import REGISTRY, refusal
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+class Place(NamedTuple):
+    """Where an op runs: a registered backend and a device."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.device}"
+
+
+PLACES = [
+    Place(name, device)
+    for name, backend in REGISTRY.items()
+    for device in DEVICES
+    if refusal(backend, torch.device(device)) is None
+]
+
+
+@pytest.fixture(params=PLACES, ids=str)
+def place(request: pytest.FixtureRequest) -> Place:
+    """A backend and a device that it can use here."""
+    return request.param
+
+
+@pytest.fixture
+def poisoned_empty() -> Iterator[None]:
+    """Fresh tensors are full of NaN (integers: the largest value), so that nothing unwritten looks right."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # implies torch.utils.deterministic's filling
+    yield
+    torch.use_deterministic_algorithms(before, warn_only=warn_only)
