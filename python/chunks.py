@@ -1,0 +1,159 @@
+"""Run members in chunks: as many as memory and patience allow; a failing one takes no other with it."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MEMORY_SHARE = 0.25  # of the memory that is free, for the activations of one chunk
+SHORT, LONG = 0.2, 1.0  # seconds: a chunk shorter than SHORT is doubled, one longer than LONG halved
+
+
+class Outcome(NamedTuple, Generic[Item, Result]):
+    """What came of one chunk: a result for its items or the exception of its only one, and the time."""
+
+    items: list[Item]
+    result: Result | None
+    error: Exception | None
+    seconds: float
+
+
+class ChunkSize:
+    """How many members run at once: fixed, or adapted to about a second a chunk within a limit set by memory.
+
+    A chunk is also the unit in which scores become durable, hence the second. Results never depend on it.
+    """
+
+    def __init__(self, fixed: int | None, limit: int = 1) -> None:
+        self.limit = max(1, limit if fixed is None else fixed)
+        self.adaptive = fixed is None
+        self.now = min(self.limit, 8) if self.adaptive else self.limit
+
+    def adapt(self, count: int, seconds: float) -> None:
+        """Note that `count` members took `seconds`."""
+        if self.adaptive and seconds > LONG:
+            self.now = max(1, self.now // 2)
+        elif self.adaptive and seconds < SHORT and count == self.now:
+            self.now = min(self.limit, self.now * 2)
+
+    def shrink(self, count: int) -> None:
+        """Note that `count` members did not fit in memory."""
+        self.limit = max(1, min(self.limit, count // 2))
+        self.now = min(self.now, self.limit)
+
+
+def run_in_chunks(
+    items: Iterable[Item], evaluate: Callable[[list[Item]], Result], size: ChunkSize
+) -> Iterator[Outcome[Item, Result]]:
+    """Evaluate items in order, chunk by chunk, and hand out each chunk's outcome as soon as it exists.
+
+    A chunk that raises is split in halves, down to the item at fault, whose exception is its outcome; one
+    that runs out of memory also lowers the size of those to come. MemoryError if not even one item fits.
+    """
+    waiting = iter(items)
+    halves: list[list[Item]] = []
+    while chunk := halves.pop() if halves else list(islice(waiting, size.now)):
+        if len(chunk) > size.limit:  # a half that is known not to fit
+            halves.append(chunk[size.limit :])
+            chunk = chunk[: size.limit]
+        started = time.perf_counter()
+        result, error = _attempt(evaluate, chunk)
+        seconds = time.perf_counter() - started
+        if error is None:
+            size.adapt(len(chunk), seconds)
+            yield Outcome(chunk, result, None, seconds)
+        elif len(chunk) > 1:
+            if out_of_memory(error):
+                size.shrink(len(chunk))
+            middle = len(chunk) // 2
+            halves += [chunk[middle:], chunk[:middle]]
+        elif out_of_memory(error):
+            raise MemoryError(
+                "one member alone does not fit in memory: use smaller batches of data"
+            ) from error
+        else:
+            yield Outcome(chunk, None, error, seconds)
+
+
+def _attempt(
+    evaluate: Callable[[list[Item]], Result], chunk: list[Item]
+) -> tuple[Result | None, Exception | None]:
+    try:
+        return evaluate(chunk), None
+    except Exception as error:
+        # The frames of the traceback would keep the failed chunk's tensors alive while its halves run.
+        return None, error.with_traceback(None)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on any device (torch's CPU allocator says so in words only)."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def memory_limit(run_one: Callable[[], Any], memory: int | str, device: torch.device) -> int:
+    """How many members fit in `memory` bytes ("auto": a quarter of what is free), from a run of one."""
+    budget = free_memory(device) * MEMORY_SHARE if memory == "auto" else int(memory)
+    with _Peak() as probe:
+        run_one()
+    return max(1, int(budget // max(1, probe.peak)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device: what CUDA reports, or what the system and the control group leave."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return 2**30
+    group = Path("/sys/fs/cgroup")
+    try:
+        allowed = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or "max"
+        return free
+    return max(0, min(free, allowed))
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it: `peak` is the most that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self._known:
+                self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._drop(key, size))
+                self._live += size
+                self.peak = max(self.peak, self._live)
+        return result
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self._live -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided]
