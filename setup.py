@@ -21,7 +21,7 @@ BUILD = ROOT / "build" / f"native-{sysconfig.get_platform()}"  # stable: a secon
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # Each file of csrc/cpu is compiled once per entry, with -DTHICKETS_ISA=<key> and these flags.
-ISAS: dict[str, list[str]] = {"portable": []}
+ISAS: dict[str, list[str]] = {"portable": ["-fno-tree-vectorize"]}  # why: csrc/cpu/simd_portable.h
 if X86:
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
     # GCC 12 takes its own AVX-512 intrinsics for reads of uninitialised values.

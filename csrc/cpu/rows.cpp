@@ -1,0 +1,159 @@
+// Perturbed rows and accumulated noise: embeddings, vectors, perturb_, the noise alone, accumulate_.
+#include <cstdlib>
+
+#include "convert.h"
+#include "generate.h"
+#include "hadamard.h"
+
+namespace thickets {
+namespace THICKETS_ISA {
+namespace {
+
+constexpr int COLS = 128;
+
+// Up to 16 rows, each of its own seed.
+struct Lanes {
+  int count;
+  int64_t seeds[LANES], rows[LANES];  // rows are global
+};
+
+// Tile of a low-rank product: chain over the rank, then 1 / sqrt(R). Every lane has its own A and its own B.
+template <class Emit>
+void generate_lowrank(const Parameter& p, const Key<U32x16>& key, U32x16 rows, int64_t col, int cols, Emit&& emit) {
+  const F32x16 inverse_root(static_cast<float>(1.0 / ::sqrt(static_cast<double>(p.rank))));
+  float* a = static_cast<float*>(aligned_alloc(64, static_cast<size_t>(p.rank) * sizeof(float[LANES])));
+  generate_factor(p, stream_lowrank_a, key, rows, [&](int k, F32x16 f) { store(a + k * LANES, f); });
+  for (int j = 0; j < cols; ++j) {
+    F32x16 sum(0.0f);
+    generate_factor(p, stream_lowrank_b, key, U32x16(static_cast<uint32_t>(col + j)),
+                    [&](int k, F32x16 f) { sum = fma(load(a + k * LANES), f, sum); });
+    emit(j, sum * inverse_root);
+  }
+  free(a);
+}
+
+// One row of hadamard noise, n floats: (1 / n) D3 H D2 H D1 H e_row; H e_row is a pattern of signs.
+void hadamard_row(const Parameter& p, int64_t seed, int64_t row, int64_t n, float* out, uint32_t* signs) {
+  const Key<U32x16> key = key_of(seed);
+  const int64_t block = row / n, index = row % n;
+  for (int64_t i = 0; i < n; ++i) out[i] = __builtin_parityll(static_cast<uint64_t>(i & index)) ? -1.0f : 1.0f;
+  diagonal(p, key, stream_hadamard_1, block, n, signs);
+  hadamard_transform(out, out, n, signs);
+  diagonal(p, key, stream_hadamard_2, block, n, signs);
+  hadamard_transform(out, out, n, signs);
+  diagonal(p, key, stream_hadamard_3, 0, n, signs);
+  const F32x16 scale(1.0f / static_cast<float>(n));
+  for (int64_t i = 0; i < n / LANES; ++i)
+    store(out + i * LANES, flip(load(out + i * LANES), signs_of_pack(signs, i)) * scale);
+}
+
+// emit(lane, k, eps of columns col + k .. + n, n) for k in 0, 16, .. cols.
+template <class Emit>
+void each_pack(const Parameter& p, const Lanes& lanes, int64_t col, int64_t cols, float* scratch, Emit&& emit) {
+  if (p.family == Family::hadamard) {
+    const int64_t n = hadamard_length(p.full_cols);
+    for (int l = 0; l < lanes.count; ++l) {
+      hadamard_row(p, lanes.seeds[l], lanes.rows[l], n, scratch, reinterpret_cast<uint32_t*>(scratch + n));
+      for (int64_t k = 0; k < cols; k += LANES) emit(l, k, load(scratch + col + k, clamp_lanes(cols - k)), clamp_lanes(cols - k));
+    }
+    return;
+  }
+  const Key<U32x16> key = key_of(lanes.seeds, lanes.count);
+  alignas(64) uint32_t row_words[LANES] = {};
+  for (int l = 0; l < lanes.count; ++l) row_words[l] = static_cast<uint32_t>(lanes.rows[l]);
+  const U32x16 rows = load(row_words);
+  for (int64_t begin = 0, width; begin < cols; begin += width) {
+    // Tiles end at multiples of COLS of the global columns, so that Philox calls are not cut.
+    const int64_t aligned = COLS - (col + begin) % COLS;
+    width = aligned < cols - begin ? aligned : cols - begin;
+    const auto keep = [&](int k, F32x16 eps) { store(scratch + k * LANES, eps); };
+    if (p.family == Family::lowrank)
+      generate_lowrank(p, key, rows, col + begin, static_cast<int>(width), keep);
+    else
+      with_dense_family(p.family, [&](auto family) {
+        generate<decltype(family)::value>(p, key, rows, col + begin, static_cast<int>(width), keep);
+      });
+    for (int64_t k = 0; k < width; k += LANES) {
+      F32x16 block[16];
+      for (int j = 0; j < 16; ++j) block[j] = load(scratch + (k + j) * LANES);
+      transpose16(block);
+      for (int l = 0; l < lanes.count; ++l) emit(l, begin + k, block[l], clamp_lanes(width - k));
+    }
+  }
+}
+
+// Floats of scratch that each_pack needs.
+size_t scratch_floats(const Parameter& p) {
+  const int64_t n = p.family == Family::hadamard ? hadamard_length(p.full_cols) : 0;
+  const int64_t floats = n + n / 32;
+  return static_cast<size_t>(floats > COLS * LANES ? floats : COLS * LANES);
+}
+
+float* allocate(size_t floats) { return static_cast<float*>(aligned_alloc(64, (floats + 15) / 16 * 64)); }
+
+}  // namespace
+
+void rows(const RowsArgs& a) {
+#pragma omp parallel if (a.count * a.cols > 16384)
+  {
+    float* scratch = allocate(scratch_floats(a.noise));
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < a.count; first += LANES) {
+      Lanes lanes;
+      lanes.count = clamp_lanes(a.count - first);
+      for (int l = 0; l < lanes.count; ++l) {
+        lanes.seeds[l] = a.seeds[first + l];
+        lanes.rows[l] = a.noise.row + a.rows[first + l];
+      }
+      each_pack(a.noise, lanes, a.noise.col, a.cols, scratch, [&](int l, int64_t k, F32x16 eps, int n) {
+        if (a.weight.data)
+          eps = fma(F32x16(a.scales[first + l]), eps, load(a.weight, a.rows[first + l] * a.weight.ld + k, n));
+        store(a.out, (first + l) * a.out.ld + k, eps, n);
+      });
+    }
+    free(scratch);
+  }
+}
+
+void accumulate(const AccumulateArgs& a) {
+  // Hadamard noise comes a whole row at a time; the others in tiles of 16 rows and COLS columns, W read once.
+  const bool whole_rows = a.noise.family == Family::hadamard;
+  const int64_t height = whole_rows ? 1 : LANES, width = whole_rows ? (a.cols > 0 ? a.cols : 1) : COLS;
+  const int64_t across = (a.cols + width - 1) / width, down = (a.rows + height - 1) / height;
+#pragma omp parallel
+  {
+    float* scratch = allocate(scratch_floats(a.noise));
+    const int64_t ld = (width + LANES - 1) / LANES * LANES;
+    float* sum = allocate(static_cast<size_t>(height * ld));
+#pragma omp for schedule(dynamic)
+    for (int64_t t = 0; t < down * across; ++t) {
+      const int64_t row = t / across * height, col = t % across * width;
+      const int64_t cols = a.cols - col < width ? a.cols - col : width;
+      Lanes lanes;
+      lanes.count = static_cast<int>(a.rows - row < height ? a.rows - row : height);
+      memset(sum, 0, static_cast<size_t>(height * ld) * sizeof(float));
+      for (int64_t i = 0; i < a.count; ++i) {
+        for (int l = 0; l < lanes.count; ++l) {
+          lanes.seeds[l] = a.seeds[i];
+          lanes.rows[l] = a.noise.row + row + l;
+        }
+        const F32x16 c(a.coefficients[i]);
+        each_pack(a.noise, lanes, a.noise.col + col, cols, scratch, [&](int l, int64_t k, F32x16 eps, int n) {
+          float* d = sum + l * ld + k;
+          store(d, fma(c, eps, load(d, n)), n);
+        });
+      }
+      for (int l = 0; l < lanes.count; ++l)
+        for (int64_t k = 0; k < cols; k += LANES) {
+          const int n = clamp_lanes(cols - k);
+          const int64_t at = (row + l) * a.weight.ld + col + k;
+          store(a.weight, at, load(a.weight, at, n) + load(sum + l * ld + k, n), n);
+        }
+    }
+    free(sum);
+    free(scratch);
+  }
+}
+
+}  // namespace THICKETS_ISA
+}  // namespace thickets

@@ -1,0 +1,38 @@
+// Rows of members cut into tasks for the threads.
+#pragma once
+#include <omp.h>
+
+#include <cstdlib>
+
+#include "../ops.h"
+
+namespace thickets {
+namespace THICKETS_ISA {
+
+// Rows begin .. end of the batch, all of one member; row r reads input row r - shift.
+struct RowTask {
+  int64_t member, begin, end, shift;
+};
+
+// f(task, scratch of `floats` floats) over all rows of all members: a member is one task, or several where members are
+// fewer than threads.
+template <class F>
+void for_row_tasks(const Groups& g, size_t floats, F&& f) {
+  const int64_t threads = omp_get_max_threads();
+  const int64_t parts = g.count == 0 || g.count >= threads ? 1 : (threads + g.count - 1) / g.count;
+#pragma omp parallel
+  {
+    float* scratch = static_cast<float*>(aligned_alloc(64, (floats + 15) / 16 * 64));
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < g.count * parts; ++i) {
+      const int64_t n = i / parts, part = i % parts;
+      const int64_t first = g.offsets[n], rows = g.offsets[n + 1] - first;
+      const RowTask task{n, first + rows * part / parts, first + rows * (part + 1) / parts, g.shared ? first : 0};
+      if (task.begin < task.end) f(task, scratch);
+    }
+    free(scratch);
+  }
+}
+
+}  // namespace THICKETS_ISA
+}  // namespace thickets
