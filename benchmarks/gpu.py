@@ -120,9 +120,9 @@ def suite(deadline: float) -> dict[str, Any]:
     failed = [trouble for _, trouble in reports if trouble]
     left_out: Counter[str] = Counter()
     for case in (case for cases, _ in reports for case in cases):
-        outcome, package = verdict(case)
+        outcome, reason = verdict(case)
         if outcome == "left out":
-            left_out[package] += 1
+            left_out[reason] += 1
         if outcome == "failed":
             failed.append(f"{case.get('classname')}::{case.get('name')}")
         words = set(re.findall(r"[a-z0-9]+", str(case.get("name")).partition("[")[2]))
@@ -151,14 +151,15 @@ def one_file(file: Path, deadline: float, threads: int) -> tuple[list[ET.Element
 
 
 def verdict(case: ET.Element) -> tuple[str, str]:
-    """A test's outcome (passed, failed, skipped, or left out for want of a package) and the package."""
+    """A test's outcome (passed, failed, skipped, or left out for want of a package), and why left out."""
     trouble = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
     if trouble is None:
         return "passed", ""
     text = f"{trouble.get('message', '')}\n{trouble.text or ''}"
     missing = re.search(r"(?:No module named|could not import) '([\w.]+)'", text)
     if missing and missing[1].partition(".")[0] != "thickets":
-        return "left out", missing[1].partition(".")[0]
+        whole = "" if case.get("classname") else f", so all of {case.get('name')} is missing"
+        return "left out", f"{missing[1]} is not installed{whole}"
     return ("skipped" if trouble.tag == "skipped" else "failed"), ""
 
 
@@ -179,9 +180,7 @@ def table(facts: dict[str, Any]) -> str:
     ]
     for group, counts in tests["outcomes"].items():
         rows.append((f"tests, {group}", ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))))
-    rows += [
-        ("tests left out", f"{n}: {package} is not installed") for package, n in tests["left_out"].items()
-    ]
+    rows += [("tests left out", f"{n}: {reason}") for reason, n in tests["left_out"].items()]
     rows += [("FAILED", name) for name in tests["failed"]]
     body = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"| what | value: median (20 % to 80 % quantile of time) |\n| --- | --- |\n{body}\n"
