@@ -23,10 +23,11 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # Each file of csrc/cpu is compiled once per entry, with -DTHICKETS_ISA=<key> and these flags.
 ISAS: dict[str, list[str]] = {"portable": ["-fno-tree-vectorize"]}  # why: csrc/cpu/simd_portable.h
 if X86:
-    AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
-    # GCC 12 takes its own AVX-512 intrinsics for reads of uninitialised values.
-    ISAS |= {"avx2": AVX2, "avx512": [*AVX512, "-Wno-maybe-uninitialized"]}
+    ISAS |= {"avx2": AVX2, "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]}
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS += [
+    "-Wno-maybe-uninitialized"
+]  # GCC 12 warns of its own intrinsics and of the packs of simd_portable.h
 FLAGS += ["-ffp-contract=off", "-fno-math-errno"]  # same bits everywhere: no fused step but those written
 NO_CUDA_SOURCE = "this version has no CUDA source yet"
 RULES = """\
