@@ -83,7 +83,7 @@ def _stream(
 ) -> Stream:
     """The noise of a tensor with this matrix view, [1, H] for a vector."""
     kind = family(noise)
-    row, col = origin
+    row, col = origin = tuple(origin)  # torch hands it over as a list
     end = col + cols
     _value(abs(scale) <= FLOAT32_MAX, "scale", "a finite float32", scale)
     _value(row >= 0 and col >= 0, "origin", "(row >= 0, column >= 0)", origin)
@@ -293,7 +293,8 @@ def check_finite(name: str, sigmas: Tensor, *streams: Stream | None) -> None:
     if sigmas.device.type == "cpu":
         for scale in [stream.scale for stream in streams if stream] or [1.0]:
             if not torch.isfinite(sigmas * scale).all():
-                raise ValueError(f"{name} must be finite, times scale {scale} too, got {sigmas.tolist()}")
+                times = "" if scale == 1.0 else f", times scale {scale} too"
+                raise ValueError(f"{name} must be finite{times}, got {sigmas.tolist()}")
 
 
 def check_offsets(offsets: Tensor | None, rows: int) -> None:

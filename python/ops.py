@@ -251,5 +251,4 @@ def grouped_linear(
         return x.new_empty(shape)
     if x.shape[-1] == 0:
         x, weights = _one_zero_column(x), _one_zero_column(weights)
-    bias = None if bias is None else _rows(bias)
-    return chosen.grouped_linear(_rows(x), _rows(weights), bias, *_lists(offsets))
+    return chosen.grouped_linear(_rows(x), _rows(weights), *_lists(bias, offsets))

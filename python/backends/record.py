@@ -4,7 +4,8 @@
 may rely on:
 
 - nothing is empty: at least one member, row, output and column;
-- tensors are on one device and have a contiguous last dimension (other strides are arbitrary, zero included);
+- tensors are on one device; vectors and biases are contiguous, all others have a contiguous last dimension
+  and otherwise arbitrary strides, zero included;
 - a tensor that is written has no two elements in one place; parameters of `perturb_`, `accumulate_` and
   `noise` come as matrix views (a vector as [1, H]), with the family that applies to them in the stream.
 
