@@ -25,9 +25,7 @@ ISAS: dict[str, list[str]] = {"portable": ["-fno-tree-vectorize"]}  # why: csrc/
 if X86:
     ISAS |= {"avx2": AVX2, "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]}
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-FLAGS += [
-    "-Wno-maybe-uninitialized"
-]  # GCC 12 warns of its own intrinsics and of the packs of simd_portable.h
+FLAGS += ["-Wno-maybe-uninitialized"]  # false: GCC 12 warns of its own AVX-512 intrinsics
 FLAGS += ["-ffp-contract=off", "-fno-math-errno"]  # same bits everywhere: no fused step but those written
 NO_CUDA_SOURCE = "this version has no CUDA source yet"
 RULES = """\
