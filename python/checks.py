@@ -22,11 +22,12 @@ Origin = tuple[int, int]
 
 
 def _value(ok: Any, name: str, expected: str, got: object) -> None:
-    torch._check_value(ok, lambda: f"{name} must be {expected}, got {got}")
+    if ok is not True:  # False, or a condition on symbolic sizes, which torch knows to deal with
+        torch._check_value(ok, lambda: f"{name} must be {expected}, got {got}")
 
 
 def _shape(ok: Any, name: str, expected: str, tensor: Tensor) -> None:
-    torch._check_value(ok, lambda: f"{name} must be {expected}, got {tuple(tensor.shape)}")
+    _value(ok, name, expected, tuple(tensor.shape))
 
 
 def _kind(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
@@ -83,7 +84,8 @@ def _stream(
 ) -> Stream:
     """The noise of a tensor with this matrix view, [1, H] for a vector."""
     kind = family(noise)
-    row, col = origin = tuple(origin)  # torch hands it over as a list
+    row, col = origin
+    origin = (row, col)  # torch hands over a list
     end = col + cols
     _value(abs(scale) <= FLOAT32_MAX, "scale", "a finite float32", scale)
     _value(row >= 0 and col >= 0, "origin", "(row >= 0, column >= 0)", origin)
@@ -291,7 +293,7 @@ def grouped_linear(
 def check_finite(name: str, sigmas: Tensor, *streams: Stream | None) -> None:
     """Every sigma is finite, and so is s = float32(sigma * scale) in every stream."""
     if sigmas.device.type == "cpu":
-        for scale in [stream.scale for stream in streams if stream] or [1.0]:
+        for scale in {stream.scale for stream in streams if stream} or {1.0}:
             if not torch.isfinite(sigmas * scale).all():
                 times = "" if scale == 1.0 else f", times scale {scale} too"
                 raise ValueError(f"{name} must be finite{times}, got {sigmas.tolist()}")

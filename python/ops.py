@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import checks
 from .backends import choose
+
+Given = TypeVar("Given", Tensor, Tensor | None)
 
 LIBRARY = torch.library.Library("thickets", "DEF")
 PLACE = "str name, str noise, float scale, SymInt[2] origin, SymInt? full_cols"
@@ -51,14 +53,9 @@ def _op(schema: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverlo
     return register
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor itself if its last dimension is contiguous, else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _lists(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Vectors made contiguous, where they are given."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def _rows(tensor: Given) -> Given:
+    """The tensor itself if its last dimension is contiguous, else a contiguous copy; None if not given."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _matrix(tensor: Tensor) -> Tensor:
@@ -108,7 +105,15 @@ def perturbed_linear(
         x, weight = _one_zero_column(x), _one_zero_column(weight)
         stream = stream._replace(col=0, full_cols=None)
     return chosen.linear(
-        _rows(x), _rows(weight), *_lists(bias, seeds, sigmas, offsets), stream, bias_stream, precision
+        _rows(x),
+        _rows(weight),
+        _rows(bias),
+        _rows(seeds),
+        _rows(sigmas),
+        _rows(offsets),
+        stream,
+        bias_stream,
+        precision,
     )
 
 
@@ -131,7 +136,8 @@ def noise_linear_(
     chosen = choose(rest[-1], x.device)
     if y.numel() == 0 or x.shape[-1] == 0:
         return
-    _write(y, lambda target: chosen.noise_linear_(target, _rows(x), *_lists(seeds, sigmas, offsets), stream))
+    product = _rows(x), _rows(seeds), _rows(sigmas), _rows(offsets), stream
+    _write(y, lambda target: chosen.noise_linear_(target, *product))
 
 
 def _fake_perturbed_embedding(ids: Tensor, weight: Tensor, *args: Any) -> Tensor:
@@ -154,7 +160,9 @@ def perturbed_embedding(
     chosen = choose(backend, ids.device)
     if 0 in shape:
         return weight.new_empty(shape)
-    return chosen.embedding(_rows(ids), _rows(weight), *_lists(seeds, sigmas, offsets), stream, precision)
+    return chosen.embedding(
+        _rows(ids), _rows(weight), _rows(seeds), _rows(sigmas), _rows(offsets), stream, precision
+    )
 
 
 def _fake_perturbed_vector(weight: Tensor, *args: Any) -> Tensor:
@@ -174,7 +182,7 @@ def perturbed_vector(weight: Tensor, seeds: Tensor, sigmas: Tensor, *rest: Any) 
     chosen = choose(backend, weight.device)
     if 0 in shape:
         return weight.new_empty(shape, dtype=dtype)
-    return chosen.vector(*_lists(weight, seeds, sigmas), stream, precision)
+    return chosen.vector(_rows(weight), _rows(seeds), _rows(sigmas), stream, precision)
 
 
 def _fake_perturb_(*args: Any) -> None:
@@ -211,7 +219,8 @@ def accumulate_(weight: Tensor, seeds: Tensor, coefficients: Tensor, *rest: Any)
     chosen = choose(rest[-1], weight.device)
     if weight.numel() == 0 or seeds.numel() == 0:
         return
-    _write(_matrix(weight), lambda target: chosen.accumulate_(target, *_lists(seeds, coefficients), stream))
+    terms = _rows(seeds), _rows(coefficients), stream
+    _write(_matrix(weight), lambda target: chosen.accumulate_(target, *terms))
 
 
 def _fake_sample_noise(seed: Tensor, rows: int, cols: int, *args: Any) -> Tensor:
@@ -251,4 +260,5 @@ def grouped_linear(
         return x.new_empty(shape)
     if x.shape[-1] == 0:
         x, weights = _one_zero_column(x), _one_zero_column(weights)
-    return chosen.grouped_linear(_rows(x), _rows(weights), *_lists(bias, offsets))
+    bias = None if bias is None else bias.contiguous()
+    return chosen.grouped_linear(_rows(x), _rows(weights), bias, _rows(offsets))
