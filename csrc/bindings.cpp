@@ -1,4 +1,5 @@
-// The module thickets._C: integers and pointers in, nothing else. The only file that sees pybind11; none sees torch.
+// The module thickets._C: integers and pointers in, nothing else. The only file that sees pybind11; none sees
+// torch.
 #include <pybind11/pybind11.h>
 
 #include <map>
@@ -23,15 +24,17 @@ struct Kernels {
   bool able;  // this CPU has the instructions
 };
 
-#define THICKETS_KERNELS(isa, able) {isa::linear, isa::hadamard_product, isa::lowrank_product, isa::rows, isa::accumulate, able}
+#define THICKETS_KERNELS(isa, able) \
+  {isa::linear, isa::hadamard_product, isa::lowrank_product, isa::rows, isa::accumulate, able}
 // From the plainest to the widest; the widest that is able is the default.
 const std::map<std::string, Kernels>& instruction_sets() {
   static const std::map<std::string, Kernels> sets = {
 #ifdef THICKETS_X86
       {"avx2", THICKETS_KERNELS(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                                           __builtin_cpu_supports("f16c"))},
-      {"avx512", THICKETS_KERNELS(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))},
+      {"avx512", THICKETS_KERNELS(
+                     avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))},
 #endif
       {"portable", THICKETS_KERNELS(portable, true)}};
   return sets;
@@ -47,7 +50,8 @@ std::string default_isa() {
 
 const Kernels& kernels(const std::string& isa) {
   const auto found = instruction_sets().find(isa);
-  if (found == instruction_sets().end()) throw std::invalid_argument("isa must be one that was built, got " + isa);
+  if (found == instruction_sets().end())
+    throw std::invalid_argument("isa must be one that was built, got " + isa);
   if (!found->second.able) throw std::invalid_argument("this CPU cannot run " + isa);
   return found->second;
 }
@@ -67,13 +71,15 @@ T* pointer(uintptr_t address) {
 // data_ptr() of a fake tensor is 0 and does not raise: refuse it here.
 template <class T>
 T* required(uintptr_t address, int64_t elements, const char* name) {
-  if (address == 0 && elements > 0) throw std::invalid_argument(std::string(name) + " has no memory (a fake or meta tensor?)");
+  if (address == 0 && elements > 0)
+    throw std::invalid_argument(std::string(name) + " has no memory (a fake or meta tensor?)");
   return pointer<T>(address);
 }
 
 Parameter parameter(const Noise& n) {
   const auto [family, rank, id, row, col, full_cols] = n;
-  if (family < 0 || family > static_cast<int>(Family::lowrank)) throw std::invalid_argument("unknown noise family");
+  if (family < 0 || family > static_cast<int>(Family::lowrank))
+    throw std::invalid_argument("unknown noise family");
   return {static_cast<Family>(family), rank, id, row, col, full_cols};
 }
 
@@ -90,41 +96,69 @@ Groups groups(const Members& m) {
 }
 
 void linear(const std::string& isa, const Noise& noise, const Members& members, uintptr_t x, int64_t ldx,
-            const Strided& weight, int64_t member_stride, uintptr_t bias, int64_t bias_stride, uintptr_t y, int64_t ldy,
-            int64_t out, int64_t in, bool storage) {
-  const LinearArgs args{parameter(noise), groups(members), required<const float>(x, in, "x"), ldx, matrix(weight),
-                        member_stride, pointer<const float>(bias), bias_stride, required<float>(y, out, "y"), ldy, out, in,
+            const Strided& weight, int64_t member_stride, uintptr_t bias, int64_t bias_stride, uintptr_t y,
+            int64_t ldy, int64_t out, int64_t in, bool storage) {
+  const LinearArgs args{parameter(noise),
+                        groups(members),
+                        required<const float>(x, in, "x"),
+                        ldx,
+                        matrix(weight),
+                        member_stride,
+                        pointer<const float>(bias),
+                        bias_stride,
+                        required<float>(y, out, "y"),
+                        ldy,
+                        out,
+                        in,
                         storage};
   const Kernels& k = kernels(isa);
   py::gil_scoped_release released;
   k.linear(args);
 }
 
-void noise_product(const std::string& isa, const Noise& noise, const Members& members, uintptr_t x, int64_t ldx, uintptr_t y,
-                   int64_t ldy, int64_t out, int64_t in) {
-  const NoiseProductArgs args{parameter(noise), groups(members), required<const float>(x, in, "x"), ldx,
-                              required<float>(y, out, "y"), ldy, out, in};
+void noise_product(const std::string& isa, const Noise& noise, const Members& members, uintptr_t x,
+                   int64_t ldx, uintptr_t y, int64_t ldy, int64_t out, int64_t in) {
+  const NoiseProductArgs args{parameter(noise),
+                              groups(members),
+                              required<const float>(x, in, "x"),
+                              ldx,
+                              required<float>(y, out, "y"),
+                              ldy,
+                              out,
+                              in};
   const Kernels& k = kernels(isa);
   if (args.noise.family != Family::hadamard && args.noise.family != Family::lowrank)
-    throw std::invalid_argument("noise_product takes the structured families; the dense ones go through linear");
+    throw std::invalid_argument(
+        "noise_product takes the structured families; the dense ones go through linear");
   py::gil_scoped_release released;
   args.noise.family == Family::hadamard ? k.hadamard_product(args) : k.lowrank_product(args);
 }
 
-void rows(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t scales, uintptr_t rows, int64_t count,
-          int64_t cols, const Strided& weight, const Strided& out) {
-  const RowsArgs args{parameter(noise), required<const int64_t>(seeds, count, "seeds"), pointer<const float>(scales),
-                      required<const int64_t>(rows, count, "rows"), count, cols, matrix(weight), matrix(out)};
+void rows(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t scales, uintptr_t rows,
+          int64_t count, int64_t cols, const Strided& weight, const Strided& out) {
+  const RowsArgs args{parameter(noise),
+                      required<const int64_t>(seeds, count, "seeds"),
+                      pointer<const float>(scales),
+                      required<const int64_t>(rows, count, "rows"),
+                      count,
+                      cols,
+                      matrix(weight),
+                      matrix(out)};
   required<void>(std::get<0>(out), count * cols, "out");
   const Kernels& k = kernels(isa);
   py::gil_scoped_release released;
   k.rows(args);
 }
 
-void accumulate(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t coefficients, int64_t count,
-                int64_t rows, int64_t cols, const Strided& weight) {
-  const AccumulateArgs args{parameter(noise), required<const int64_t>(seeds, count, "seeds"),
-                            required<const float>(coefficients, count, "coefficients"), count, rows, cols, matrix(weight)};
+void accumulate(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t coefficients,
+                int64_t count, int64_t rows, int64_t cols, const Strided& weight) {
+  const AccumulateArgs args{parameter(noise),
+                            required<const int64_t>(seeds, count, "seeds"),
+                            required<const float>(coefficients, count, "coefficients"),
+                            count,
+                            rows,
+                            cols,
+                            matrix(weight)};
   required<void>(std::get<0>(weight), rows * cols, "weight");
   const Kernels& k = kernels(isa);
   py::gil_scoped_release released;

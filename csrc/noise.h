@@ -1,14 +1,16 @@
 // The noise contract (docs/noise.md), once, for every native backend.
 //
-// Everything is a template over the lane type: uint32_t and float here (scalar host and device code), packs of 16
-// lanes in cpu/simd_*.h. A pack type offers the same free functions (mul_hi_lo, bits, as_float, to_float, shift_right_signed,
-// fma, sqrt, lookup) and operators, so the vector code and the scalar code are one text.
+// Everything is a template over the lane type: uint32_t and float here (scalar host and device code), packs
+// of 16 lanes in cpu/simd_*.h. A pack type offers the same free functions (mul_hi_lo, bits, as_float,
+// to_float, shift_right_signed, fma, sqrt, lookup) and operators, so the vector code and the scalar code are
+// one text.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// Internal linkage: each instruction set compiles its own copy, and the linker can never swap one for another.
+// Internal linkage: each instruction set compiles its own copy, and the linker can never swap one for
+// another.
 #if defined(__CUDACC__)
 #define THICKETS_INLINE static __host__ __device__ __forceinline__
 #else
@@ -43,10 +45,10 @@ enum Stream : uint32_t {
 // One parameter's noise: all that eps depends on besides the seed.
 struct Parameter {
   Family family;
-  int32_t rank;        // R of lowrank-R
-  uint64_t id;         // section 2: BLAKE2b of the canonical name
-  int64_t row, col;    // global position of entry (0, 0) in the matrix view
-  int64_t full_cols;   // global column count
+  int32_t rank;       // R of lowrank-R
+  uint64_t id;        // section 2: BLAKE2b of the canonical name
+  int64_t row, col;   // global position of entry (0, 0) in the matrix view
+  int64_t full_cols;  // global column count
 };
 
 // ---------------------------------------------------------------- scalar lanes
@@ -100,26 +102,30 @@ THICKETS_INLINE Key<U> schedule(U k0, U k1) {
   return key;
 }
 
-template <class U>
-THICKETS_INLINE Words<U> philox4x32_10(U c0, U c1, U c2, U c3, const Key<U>& key) {
-THICKETS_UNROLL(10)
-  for (int r = 0; r < 10; ++r) {
+// Ten rounds of `calls` counters side by side (each hides the latency of the others); counters become
+// outputs.
+template <int calls, class U>
+THICKETS_INLINE void philox4x32_10(Words<U> (&counters)[calls], const Key<U>& key) {
+  THICKETS_UNROLL(10)
+  for (int r = 0; r < 10; ++r) THICKETS_UNROLL(4)
+  for (int i = 0; i < calls; ++i) {
+    U(&c)[4] = counters[i].w;
     U hi0, lo0, hi1, lo1;
-    mul_hi_lo(c0, philox_m0, hi0, lo0);
-    mul_hi_lo(c2, philox_m1, hi1, lo1);
-    c0 = hi1 ^ c1 ^ key.k0[r];
-    c1 = lo1;
-    c2 = hi0 ^ c3 ^ key.k1[r];
-    c3 = lo0;
+    mul_hi_lo(c[0], philox_m0, hi0, lo0);
+    mul_hi_lo(c[2], philox_m1, hi1, lo1);
+    c[0] = hi1 ^ c[1] ^ key.k0[r];
+    c[1] = lo1;
+    c[2] = hi0 ^ c[3] ^ key.k1[r];
+    c[3] = lo0;
   }
-  return {{c0, c1, c2, c3}};
 }
 
-// The call at (block, row) of one of the parameter's streams.
+// The counter at (block, row) of one of the parameter's streams.
 template <class U>
-THICKETS_INLINE Words<U> parameter_words(const Parameter& p, uint32_t stream, U block, U row, const Key<U>& key) {
-  const uint32_t c2 = static_cast<uint32_t>(p.id), c3 = stream + 8 * static_cast<uint32_t>((p.id >> 32) & 0x1fffffffu);
-  return philox4x32_10<U>(block, row, U(c2), U(c3), key);
+THICKETS_INLINE Words<U> counter_at(const Parameter& p, uint32_t stream, U block, U row) {
+  const uint32_t c2 = static_cast<uint32_t>(p.id),
+                 c3 = stream + 8 * static_cast<uint32_t>((p.id >> 32) & 0x1fffffffu);
+  return {{block, row, U(c2), U(c3)}};
 }
 
 // ---------------------------------------------------------------- section 4: Box-Muller, exact form
@@ -131,8 +137,9 @@ THICKETS_INLINE void box_muller(U wa, U wb, F& za, F& zb) {
   const U e = shift_right_signed(i, 23);
   const F t = as_float(bits(x) - (e << 23)) - F(1.0f);
   const F t2 = t * t, t4 = t2 * t2;
-  const F top = fma(F(-0.17444487f), t4,
-                    fma(fma(F(0.28733575f), t, F(-0.29904565f)), t2, fma(F(0.33124804f), t, F(-0.39913666f))));
+  const F top =
+      fma(F(-0.17444487f), t4,
+          fma(fma(F(0.28733575f), t, F(-0.29904565f)), t2, fma(F(0.33124804f), t, F(-0.39913666f))));
   const F low = fma(fma(F(0.5000415f), t, F(-0.66668373f)), t2, fma(F(0.99999976f), t, F(-2.0f)));
   const F r = sqrt(fma(to_float(e - U(31u)), F(-1.3862944f), fma(top, t4, low) * t));
   // theta = 2 pi wb 2^-32, an eighth of a turn either side of the nearest quarter

@@ -15,7 +15,8 @@ THICKETS_INLINE F32x16 load(const Matrix& m, int64_t i, int n) {
 
 THICKETS_INLINE void store(const Matrix& m, int64_t i, F32x16 x, int n) {
   if (m.dtype == Dtype::float32) return store(static_cast<float*>(m.data) + i, x, n);
-  store_u16(static_cast<uint16_t*>(m.data) + i, m.dtype == Dtype::bfloat16 ? bfloat16_bits(x) : float16_bits(x), n);
+  store_u16(static_cast<uint16_t*>(m.data) + i,
+            m.dtype == Dtype::bfloat16 ? bfloat16_bits(x) : float16_bits(x), n);
 }
 
 // x as it would be read back from storage.

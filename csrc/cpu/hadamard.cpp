@@ -1,7 +1,9 @@
-// y += s x eps^T for hadamard noise: three transforms per input row and row block instead of rows x cols entries.
+// y += s x eps^T for hadamard noise: three transforms per input row and row block instead of rows x cols
+// entries.
+#include "hadamard.h"
+
 #include "../ops.h"
 #include "convert.h"
-#include "hadamard.h"
 #include "tasks.h"
 
 namespace thickets {
@@ -19,7 +21,7 @@ struct Diagonals {
   uint32_t* d2(int64_t b) const { return signs + (2 + 2 * b) * n / 32; }
 
   void draw(const Parameter& p, int64_t seed) const {
-    const Key<U32x16> key = key_of(seed);
+    const LaneKey key = key_of(seed);
     diagonal(p, key, stream_hadamard_3, 0, n, signs);
     for (int64_t b = 0; b < blocks; ++b) {
       diagonal(p, key, stream_hadamard_1, first + b, n, d1(b));
@@ -29,7 +31,8 @@ struct Diagonals {
 };
 
 // y += s eps x for one row, with `u` and `v` scratch of n floats.
-void add_row(const NoiseProductArgs& a, const Diagonals& d, float s, const float* x, float* y, float* u, float* v) {
+void add_row(const NoiseProductArgs& a, const Diagonals& d, float s, const float* x, float* y, float* u,
+             float* v) {
   memset(u, 0, static_cast<size_t>(d.n) * sizeof(float));
   memcpy(u + a.noise.col, x, static_cast<size_t>(a.in) * sizeof(float));
   hadamard_transform(u, u, d.n, d.d3());
@@ -58,8 +61,8 @@ void hadamard_product(const NoiseProductArgs& a) {
     const Diagonals diagonals{n, first, blocks, reinterpret_cast<uint32_t*>(scratch + floats)};
     diagonals.draw(a.noise, a.groups.seeds[task.member]);
     for (int64_t r = task.begin; r < task.end; ++r)
-      add_row(a, diagonals, a.groups.scales[task.member], a.x + (r - task.shift) * a.ldx, a.y + r * a.ldy, scratch,
-              scratch + n);
+      add_row(a, diagonals, a.groups.scales[task.member], a.x + (r - task.shift) * a.ldx, a.y + r * a.ldy,
+              scratch, scratch + n);
   });
 }
 

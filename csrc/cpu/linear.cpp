@@ -1,9 +1,10 @@
 // Perturbed linear: W' = fma(s, eps, W) formed in a cached tile, multiplied by a register micro-kernel.
 //
-// A task is 64 outputs and a range of members. For each tile of 128 columns it reads and transposes W once, then for each
-// member forms W' (outputs across the lanes) and multiplies all of the member's rows. Every output is one chain of fused
-// multiply-adds over ascending k from zero, plus the bias: the bits do not depend on the members of the batch, the rows
-// of a member, the threads or the chunks. A mirrored member, or another sigma of the same seed, reuses the noise tile.
+// A task is 64 outputs and a range of members. For each tile of 128 columns it reads and transposes W once,
+// then for each member forms W' (outputs across the lanes) and multiplies all of the member's rows. Every
+// output is one chain of fused multiply-adds over ascending k from zero, plus the bias: the bits do not
+// depend on the members of the batch, the rows of a member, the threads or the chunks. A mirrored member, or
+// another sigma of the same seed, reuses the noise tile.
 #include <omp.h>
 
 #include <cstdlib>
@@ -15,10 +16,10 @@ namespace thickets {
 namespace THICKETS_ISA {
 namespace {
 
-constexpr int COLS = 128;              // columns of a tile
-constexpr int PACKS = 4;               // packs of outputs of a tile
+constexpr int COLS = 128;  // columns of a tile
+constexpr int PACKS = 4;   // packs of outputs of a tile
 constexpr int OUTPUTS = PACKS * LANES;
-constexpr int ROWS = 6;                // rows of x in a micro-kernel call
+constexpr int ROWS = 6;                                         // rows of x in a micro-kernel call
 constexpr int ACCUMULATORS = THICKETS_ISA_INDEX == 2 ? 24 : 6;  // packs that fit the register file
 
 struct Tile {
@@ -43,7 +44,8 @@ void load_tile(const Matrix& w, int64_t element, const Span& span, Tile& tile) {
       F32x16 block[16];
       for (int r = 0; r < 16; ++r) {
         const int output = p * LANES + r;
-        block[r] = output < span.outputs ? load(w, element + (span.output + output) * w.ld + span.k + k, cols) : F32x16(0.0f);
+        block[r] = output < span.outputs ? load(w, element + (span.output + output) * w.ld + span.k + k, cols)
+                                         : F32x16(0.0f);
       }
       transpose16(block);
       for (int j = 0; j < 16; ++j) store(tile.v[p][k + j], block[j]);
@@ -52,7 +54,7 @@ void load_tile(const Matrix& w, int64_t element, const Span& span, Tile& tile) {
 
 template <class Emit>
 void generate_tile(const Parameter& noise, int64_t seed, const Span& span, Emit&& emit) {
-  const Key<U32x16> key = key_of(seed);
+  const LaneKey key = key_of(seed);
   with_dense_family(noise.family, [&](auto family) {
     for (int p = 0; p < span.packs; ++p) {
       const U32x16 rows = iota(static_cast<uint32_t>(noise.row + span.output + p * LANES));
@@ -70,39 +72,37 @@ void each_pack(const Span& span, Emit&& emit) {
 
 // y[r] (+)= x[r] tile^T for R rows and NP packs of outputs.
 template <int R, int NP>
-void multiply(const float* x, int64_t ldx, int cols, const float (*tile)[COLS][LANES], float* y, int64_t ldy, int outputs,
-              bool first, const float* bias) {
+void multiply(const float* x, int64_t ldx, int cols, const float (*tile)[COLS][LANES], float* y, int64_t ldy,
+              int outputs, bool first, const float* bias) {
   F32x16 acc[R][NP];
-THICKETS_UNROLL(8)
-  for (int r = 0; r < R; ++r)
-THICKETS_UNROLL(4)
-    for (int p = 0; p < NP; ++p)
-      acc[r][p] = first ? F32x16(0.0f) : load(y + r * ldy + p * LANES, clamp_lanes(outputs - p * LANES));
+  THICKETS_UNROLL(8)
+  for (int r = 0; r < R; ++r) THICKETS_UNROLL(4)
+  for (int p = 0; p < NP; ++p)
+    acc[r][p] = first ? F32x16(0.0f) : load(y + r * ldy + p * LANES, clamp_lanes(outputs - p * LANES));
   for (int k = 0; k < cols; ++k) {
     F32x16 w[NP];
-THICKETS_UNROLL(4)
+    THICKETS_UNROLL(4)
     for (int p = 0; p < NP; ++p) w[p] = load(tile[p][k]);
-THICKETS_UNROLL(8)
+    THICKETS_UNROLL(8)
     for (int r = 0; r < R; ++r) {
       const F32x16 value(x[r * ldx + k]);
-THICKETS_UNROLL(4)
+      THICKETS_UNROLL(4)
       for (int p = 0; p < NP; ++p) acc[r][p] = fma(value, w[p], acc[r][p]);
     }
   }
-THICKETS_UNROLL(8)
-  for (int r = 0; r < R; ++r)
-THICKETS_UNROLL(4)
-    for (int p = 0; p < NP; ++p) {
-      const int n = clamp_lanes(outputs - p * LANES);
-      if (bias) acc[r][p] = acc[r][p] + load(bias + p * LANES, n);
-      store(y + r * ldy + p * LANES, acc[r][p], n);
-    }
+  THICKETS_UNROLL(8)
+  for (int r = 0; r < R; ++r) THICKETS_UNROLL(4)
+  for (int p = 0; p < NP; ++p) {
+    const int n = clamp_lanes(outputs - p * LANES);
+    if (bias) acc[r][p] = acc[r][p] + load(bias + p * LANES, n);
+    store(y + r * ldy + p * LANES, acc[r][p], n);
+  }
 }
 
 // The widest group of packs that leaves R rows in registers.
 template <int R>
-void multiply_panel(const float* x, int64_t ldx, const Span& span, const Tile& tile, float* y, int64_t ldy, bool first,
-                    const float* bias) {
+void multiply_panel(const float* x, int64_t ldx, const Span& span, const Tile& tile, float* y, int64_t ldy,
+                    bool first, const float* bias) {
   constexpr int NP = 4 * R <= ACCUMULATORS ? 4 : 2 * R <= ACCUMULATORS ? 2 : 1;
   for (int p = 0; p < span.packs; p += NP)
     multiply<R, NP>(x, ldx, span.cols, tile.v + p, y + p * LANES, ldy, span.outputs - p * LANES, first,
@@ -110,19 +110,31 @@ void multiply_panel(const float* x, int64_t ldx, const Span& span, const Tile& t
 }
 
 // All rows of one member, in panels of nearly equal height.
-void multiply_rows(const float* x, int64_t ldx, int64_t rows, const Span& span, const Tile& tile, float* y, int64_t ldy,
-                   bool first, const float* bias) {
+void multiply_rows(const float* x, int64_t ldx, int64_t rows, const Span& span, const Tile& tile, float* y,
+                   int64_t ldy, bool first, const float* bias) {
   const int64_t panels = (rows + ROWS - 1) / ROWS;
   for (int64_t i = 0, r = 0; i < panels; ++i) {
     const int64_t height = (rows - r + panels - i - 1) / (panels - i);
     const auto panel = [&](auto call) { call(x + r * ldx, ldx, span, tile, y + r * ldy, ldy, first, bias); };
     switch (height) {
-      case 1: panel(multiply_panel<1>); break;
-      case 2: panel(multiply_panel<2>); break;
-      case 3: panel(multiply_panel<3>); break;
-      case 4: panel(multiply_panel<4>); break;
-      case 5: panel(multiply_panel<5>); break;
-      default: panel(multiply_panel<6>); break;
+      case 1:
+        panel(multiply_panel<1>);
+        break;
+      case 2:
+        panel(multiply_panel<2>);
+        break;
+      case 3:
+        panel(multiply_panel<3>);
+        break;
+      case 4:
+        panel(multiply_panel<4>);
+        break;
+      case 5:
+        panel(multiply_panel<5>);
+        break;
+      default:
+        panel(multiply_panel<6>);
+        break;
     }
     r += height;
   }
@@ -137,7 +149,8 @@ int compare_seeds(const void* a, const void* b) {
 
 class LinearTask {
  public:
-  LinearTask(const LinearArgs& args, const int64_t (*order)[2], Scratch& scratch) : a(args), order(order), s(scratch) {}
+  LinearTask(const LinearArgs& args, const int64_t (*order)[2], Scratch& scratch)
+      : a(args), order(order), s(scratch) {}
 
   // Members order[begin .. end), part `part` of `parts` of each member's rows.
   void run(int64_t output, int64_t begin, int64_t end, int64_t part, int64_t parts) {
@@ -170,16 +183,20 @@ class LinearTask {
     if (a.member_stride) load_tile(a.weight, n * a.member_stride, span, s.weight);
     if (a.noise.family == Family::none) return s.weight;
     const F32x16 scale(a.groups.scales[n]);
-    const bool known = i > begin && order[i - 1][0] == order[i][0], wanted = i + 1 < end && order[i + 1][0] == order[i][0];
+    const bool known = i > begin && order[i - 1][0] == order[i][0],
+               wanted = i + 1 < end && order[i + 1][0] == order[i][0];
     if (!known && !wanted) {
       generate_tile(a.noise, order[i][0], span, [&](int p, int k, F32x16 eps) { form(scale, eps, p, k); });
     } else {
       if (!known)
-        generate_tile(a.noise, order[i][0], span, [&](int p, int k, F32x16 eps) { store(s.eps.v[p][k], eps); });
+        generate_tile(a.noise, order[i][0], span,
+                      [&](int p, int k, F32x16 eps) { store(s.eps.v[p][k], eps); });
       each_pack(span, [&](int p, int k) { form(scale, load(s.eps.v[p][k]), p, k); });
     }
     if (a.storage && a.weight.dtype != Dtype::float32)
-      each_pack(span, [&](int p, int k) { store(s.perturbed.v[p][k], rounded(load(s.perturbed.v[p][k]), a.weight.dtype)); });
+      each_pack(span, [&](int p, int k) {
+        store(s.perturbed.v[p][k], rounded(load(s.perturbed.v[p][k]), a.weight.dtype));
+      });
     return s.perturbed;
   }
 
@@ -197,19 +214,23 @@ class LinearTask {
 void linear(const LinearArgs& a) {
   const int64_t members = a.groups.count, blocks = (a.out + OUTPUTS - 1) / OUTPUTS;
   if (members == 0 || blocks == 0) return;
-  auto order = static_cast<int64_t(*)[2]>(malloc(static_cast<size_t>(members) * sizeof(int64_t[2])));
+  auto order = static_cast<int64_t (*)[2]>(malloc(static_cast<size_t>(members) * sizeof(int64_t[2])));
   for (int64_t n = 0; n < members; ++n) {
     order[n][0] = a.noise.family == Family::none ? 0 : a.groups.seeds[n];
     order[n][1] = n;
   }
-  if (a.noise.family != Family::none) qsort(order, static_cast<size_t>(members), sizeof(int64_t[2]), compare_seeds);
+  if (a.noise.family != Family::none)
+    qsort(order, static_cast<size_t>(members), sizeof(int64_t[2]), compare_seeds);
 
-  // Enough tasks for the threads: first by chunks of members, then (at the price of forming W' again) by rows.
+  // Enough tasks for the threads: first by chunks of members, then (at the price of forming W' again) by
+  // rows.
   const int64_t wanted = omp_get_max_threads() == 1 ? 1 : 4 * omp_get_max_threads();
   int64_t chunks = (wanted + blocks - 1) / blocks;
   if (chunks > members) chunks = members;
-  const int64_t rows = a.groups.offsets[members] / members, by_tasks = wanted / (blocks * chunks), by_rows = rows / 64;
-  const int64_t parts_wanted = by_tasks < by_rows ? by_tasks : by_rows, parts = parts_wanted > 1 ? parts_wanted : 1;
+  const int64_t rows = a.groups.offsets[members] / members, by_tasks = wanted / (blocks * chunks),
+                by_rows = rows / 64;
+  const int64_t parts_wanted = by_tasks < by_rows ? by_tasks : by_rows,
+                parts = parts_wanted > 1 ? parts_wanted : 1;
 #pragma omp parallel
   {
     Scratch* scratch = static_cast<Scratch*>(aligned_alloc(64, sizeof(Scratch)));

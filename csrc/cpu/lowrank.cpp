@@ -13,7 +13,8 @@ namespace {
 int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 // factor[k][i], k in 0 .. R, of `count` rows of A or B from global row `first`.
-void draw_factor(const Parameter& p, uint32_t stream, const Key<U32x16>& key, int64_t first, int64_t count, float* factor) {
+void draw_factor(const Parameter& p, uint32_t stream, const LaneKey& key, int64_t first, int64_t count,
+                 float* factor) {
   for (int64_t i = 0; i < count; i += LANES)
     generate_factor(p, stream, key, iota(static_cast<uint32_t>(first + i)),
                     [&](int k, F32x16 f) { store(factor + k * padded(count) + i, f); });
@@ -36,33 +37,36 @@ void dots(const float* x, int64_t ldx, const float* factor, int64_t in, float* t
 void lowrank_product(const NoiseProductArgs& a) {
   const int64_t rank = a.noise.rank;
   const float inverse_root = static_cast<float>(1.0 / ::sqrt(static_cast<double>(rank)));
-  for_row_tasks(a.groups, static_cast<size_t>(rank * (padded(a.in) + padded(a.out))), [&](const RowTask& task, float* factors) {
-    float* b = factors;
-    float* A = factors + rank * padded(a.in);
-    const Key<U32x16> key = key_of(a.groups.seeds[task.member]);
-    draw_factor(a.noise, stream_lowrank_b, key, a.noise.col, a.in, b);
-    draw_factor(a.noise, stream_lowrank_a, key, a.noise.row, a.out, A);
-    const float scale = a.groups.scales[task.member] * inverse_root;
-    for (int64_t r = task.begin; r < task.end; r += 4) {
-      const int height = task.end - r < 4 ? static_cast<int>(task.end - r) : 4;
-      const float* x = a.x + (r - task.shift) * a.ldx;
-      for (int64_t k = 0; k < rank; ++k) {
-        float t[4];
-        if (height == 4)
-          dots<4>(x, a.ldx, b + k * padded(a.in), a.in, t);
-        else
-          for (int i = 0; i < height; ++i) dots<1>(x + i * a.ldx, a.ldx, b + k * padded(a.in), a.in, t + i);
-        for (int i = 0; i < height; ++i) {
-          const F32x16 coefficient(t[i] * scale);
-          float* y = a.y + (r + i) * a.ldy;
-          for (int64_t o = 0; o < a.out; o += LANES) {
-            const int lanes = clamp_lanes(a.out - o);
-            store(y + o, fma(coefficient, load(A + k * padded(a.out) + o), load(y + o, lanes)), lanes);
-          }
-        }
-      }
-    }
-  });
+  for_row_tasks(a.groups, static_cast<size_t>(rank * (padded(a.in) + padded(a.out))),
+                [&](const RowTask& task, float* factors) {
+                  float* b = factors;
+                  float* A = factors + rank * padded(a.in);
+                  const LaneKey key = key_of(a.groups.seeds[task.member]);
+                  draw_factor(a.noise, stream_lowrank_b, key, a.noise.col, a.in, b);
+                  draw_factor(a.noise, stream_lowrank_a, key, a.noise.row, a.out, A);
+                  const float scale = a.groups.scales[task.member] * inverse_root;
+                  for (int64_t r = task.begin; r < task.end; r += 4) {
+                    const int height = task.end - r < 4 ? static_cast<int>(task.end - r) : 4;
+                    const float* x = a.x + (r - task.shift) * a.ldx;
+                    for (int64_t k = 0; k < rank; ++k) {
+                      float t[4];
+                      if (height == 4)
+                        dots<4>(x, a.ldx, b + k * padded(a.in), a.in, t);
+                      else
+                        for (int i = 0; i < height; ++i)
+                          dots<1>(x + i * a.ldx, a.ldx, b + k * padded(a.in), a.in, t + i);
+                      for (int i = 0; i < height; ++i) {
+                        const F32x16 coefficient(t[i] * scale);
+                        float* y = a.y + (r + i) * a.ldy;
+                        for (int64_t o = 0; o < a.out; o += LANES) {
+                          const int lanes = clamp_lanes(a.out - o);
+                          store(y + o, fma(coefficient, load(A + k * padded(a.out) + o), load(y + o, lanes)),
+                                lanes);
+                        }
+                      }
+                    }
+                  }
+                });
 }
 
 }  // namespace THICKETS_ISA

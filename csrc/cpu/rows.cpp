@@ -19,7 +19,8 @@ struct Lanes {
 
 // Tile of a low-rank product: chain over the rank, then 1 / sqrt(R). Every lane has its own A and its own B.
 template <class Emit>
-void generate_lowrank(const Parameter& p, const Key<U32x16>& key, U32x16 rows, int64_t col, int cols, Emit&& emit) {
+void generate_lowrank(const Parameter& p, const LaneKey& key, U32x16 rows, int64_t col, int cols,
+                      Emit&& emit) {
   const F32x16 inverse_root(static_cast<float>(1.0 / ::sqrt(static_cast<double>(p.rank))));
   float* a = static_cast<float*>(aligned_alloc(64, static_cast<size_t>(p.rank) * sizeof(float[LANES])));
   generate_factor(p, stream_lowrank_a, key, rows, [&](int k, F32x16 f) { store(a + k * LANES, f); });
@@ -34,9 +35,10 @@ void generate_lowrank(const Parameter& p, const Key<U32x16>& key, U32x16 rows, i
 
 // One row of hadamard noise, n floats: (1 / n) D3 H D2 H D1 H e_row; H e_row is a pattern of signs.
 void hadamard_row(const Parameter& p, int64_t seed, int64_t row, int64_t n, float* out, uint32_t* signs) {
-  const Key<U32x16> key = key_of(seed);
+  const LaneKey key = key_of(seed);
   const int64_t block = row / n, index = row % n;
-  for (int64_t i = 0; i < n; ++i) out[i] = __builtin_parityll(static_cast<uint64_t>(i & index)) ? -1.0f : 1.0f;
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = __builtin_parityll(static_cast<uint64_t>(i & index)) ? -1.0f : 1.0f;
   diagonal(p, key, stream_hadamard_1, block, n, signs);
   hadamard_transform(out, out, n, signs);
   diagonal(p, key, stream_hadamard_2, block, n, signs);
@@ -49,16 +51,18 @@ void hadamard_row(const Parameter& p, int64_t seed, int64_t row, int64_t n, floa
 
 // emit(lane, k, eps of columns col + k .. + n, n) for k in 0, 16, .. cols.
 template <class Emit>
-void each_pack(const Parameter& p, const Lanes& lanes, int64_t col, int64_t cols, float* scratch, Emit&& emit) {
+void each_pack(const Parameter& p, const Lanes& lanes, int64_t col, int64_t cols, float* scratch,
+               Emit&& emit) {
   if (p.family == Family::hadamard) {
     const int64_t n = hadamard_length(p.full_cols);
     for (int l = 0; l < lanes.count; ++l) {
       hadamard_row(p, lanes.seeds[l], lanes.rows[l], n, scratch, reinterpret_cast<uint32_t*>(scratch + n));
-      for (int64_t k = 0; k < cols; k += LANES) emit(l, k, load(scratch + col + k, clamp_lanes(cols - k)), clamp_lanes(cols - k));
+      for (int64_t k = 0; k < cols; k += LANES)
+        emit(l, k, load(scratch + col + k, clamp_lanes(cols - k)), clamp_lanes(cols - k));
     }
     return;
   }
-  const Key<U32x16> key = key_of(lanes.seeds, lanes.count);
+  const LaneKey key = key_of(lanes.seeds, lanes.count);
   alignas(64) uint32_t row_words[LANES] = {};
   for (int l = 0; l < lanes.count; ++l) row_words[l] = static_cast<uint32_t>(lanes.rows[l]);
   const U32x16 rows = load(row_words);

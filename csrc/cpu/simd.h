@@ -1,8 +1,9 @@
-// Packs of 16 lanes, the same type on every instruction set: one zmm, two ymm, or an array that the compiler vectorises.
+// Packs of 16 lanes, the same type on every instruction set: one zmm, two ymm, or an array that the compiler
+// vectorises.
 //
-// Kernels are written once against these two types and compiled once per instruction set (THICKETS_ISA, set by setup.py),
-// each in its own namespace. Every function is defined lane by lane, reductions included, so all instruction sets give
-// the same bits.
+// Kernels are written once against these two types and compiled once per instruction set (THICKETS_ISA, set
+// by setup.py), each in its own namespace. Every function is defined lane by lane, reductions included, so
+// all instruction sets give the same bits.
 #pragma once
 #include "../noise.h"
 

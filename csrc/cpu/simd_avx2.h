@@ -48,16 +48,38 @@ THICKETS_INLINE U32x16 select_nan(F32x16 x, U32x16 if_nan, U32x16 otherwise) {
   return {blend_nan(x.a, if_nan.a, otherwise.a), blend_nan(x.b, if_nan.b, otherwise.b)};
 }
 
-THICKETS_INLINE void mul_hi_lo(__m256i a, __m256i m, __m256i& hi, __m256i& lo) {
-  const __m256i even = _mm256_mul_epu32(a, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
-  hi = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-  lo = _mm256_mullo_epi32(a, m);
+// Philox's lanes: even and odd ones apart, each in the low half of 64 bits, whose high half is never read. A
+// product's low and high words then cost one multiplication and one shift.
+struct PhiloxLanes {
+  __m256i v[4];  // even and odd lanes of the first eight, then of the others
+  PhiloxLanes() = default;
+  THICKETS_MEMBER explicit PhiloxLanes(uint32_t x) {
+    for (__m256i& part : v) part = _mm256_set1_epi32(static_cast<int>(x));
+  }
+  THICKETS_MEMBER explicit PhiloxLanes(U32x16 x)
+      : v{x.a, _mm256_srli_epi64(x.a, 32), x.b, _mm256_srli_epi64(x.b, 32)} {}
+};
+THICKETS_INLINE PhiloxLanes operator+(PhiloxLanes x, PhiloxLanes y) {
+  for (int i = 0; i < 4; ++i) x.v[i] = _mm256_add_epi32(x.v[i], y.v[i]);
+  return x;
 }
-THICKETS_INLINE void mul_hi_lo(U32x16 x, uint32_t m, U32x16& hi, U32x16& lo) {
-  const __m256i mv = _mm256_set1_epi32(static_cast<int>(m));
-  mul_hi_lo(x.a, mv, hi.a, lo.a);
-  mul_hi_lo(x.b, mv, hi.b, lo.b);
+THICKETS_INLINE PhiloxLanes operator^(PhiloxLanes x, PhiloxLanes y) {
+  for (int i = 0; i < 4; ++i) x.v[i] = _mm256_xor_si256(x.v[i], y.v[i]);
+  return x;
 }
+THICKETS_INLINE void mul_hi_lo(PhiloxLanes x, uint32_t m, PhiloxLanes& hi, PhiloxLanes& lo) {
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(m));
+  for (int i = 0; i < 4; ++i) {
+    lo.v[i] = _mm256_mul_epu32(x.v[i], factor);
+    hi.v[i] = _mm256_srli_epi64(lo.v[i], 32);
+  }
+}
+THICKETS_INLINE U32x16 in_order(PhiloxLanes x) {
+  return {_mm256_blend_epi32(x.v[0], _mm256_slli_epi64(x.v[1], 32), 0xAA),
+          _mm256_blend_epi32(x.v[2], _mm256_slli_epi64(x.v[3], 32), 0xAA)};
+}
+constexpr int CALLS =
+    1;  // Philox calls side by side: two would spill (1.5e9 normals a second and core against 1.2e9)
 
 // A table of eight floats in a register, indexed by the low three bits of each lane.
 struct Table8 {
@@ -69,7 +91,8 @@ THICKETS_INLINE F32x16 lookup(const Table8& table, U32x16 i) {
 }
 
 THICKETS_INLINE U32x16 load(const uint32_t* p) {
-  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
 }
 THICKETS_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 THICKETS_INLINE void store(float* p, F32x16 x) {
@@ -109,16 +132,19 @@ THICKETS_INLINE void store_u16(uint16_t* p, U32x16 x, int n) {
 }
 THICKETS_INLINE F32x16 from_float16(U32x16 h) {
   const __m256i packed = pack_u16(h);
-  return {_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1))};
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(packed)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1))};
 }
 THICKETS_INLINE U32x16 float16_bits(F32x16 x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return {_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.a, nearest)), _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.b, nearest))};
+  return {_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.a, nearest)),
+          _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.b, nearest))};
 }
 
 // Flips the sign of lane i where bit i is set: bit i moves to bit 31 of its lane.
 THICKETS_INLINE F32x16 flip(F32x16 x, uint32_t signs) {
-  const __m256i s = _mm256_set1_epi32(static_cast<int>(signs)), top = _mm256_set1_epi32(static_cast<int>(0x80000000u));
+  const __m256i s = _mm256_set1_epi32(static_cast<int>(signs)),
+                top = _mm256_set1_epi32(static_cast<int>(0x80000000u));
   const __m256i low = _mm256_sllv_epi32(s, _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
   const __m256i high = _mm256_sllv_epi32(s, _mm256_setr_epi32(23, 22, 21, 20, 19, 18, 17, 16));
   return {_mm256_xor_ps(x.a, _mm256_castsi256_ps(_mm256_and_si256(low, top))),

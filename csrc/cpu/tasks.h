@@ -14,8 +14,8 @@ struct RowTask {
   int64_t member, begin, end, shift;
 };
 
-// f(task, scratch of `floats` floats) over all rows of all members: a member is one task, or several where members are
-// fewer than threads.
+// f(task, scratch of `floats` floats) over all rows of all members: a member is one task, or several where
+// members are fewer than threads.
 template <class F>
 void for_row_tasks(const Groups& g, size_t floats, F&& f) {
   const int64_t threads = omp_get_max_threads();
@@ -27,7 +27,8 @@ void for_row_tasks(const Groups& g, size_t floats, F&& f) {
     for (int64_t i = 0; i < g.count * parts; ++i) {
       const int64_t n = i / parts, part = i % parts;
       const int64_t first = g.offsets[n], rows = g.offsets[n + 1] - first;
-      const RowTask task{n, first + rows * part / parts, first + rows * (part + 1) / parts, g.shared ? first : 0};
+      const RowTask task{n, first + rows * part / parts, first + rows * (part + 1) / parts,
+                         g.shared ? first : 0};
       if (task.begin < task.end) f(task, scratch);
     }
     free(scratch);
