@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -108,7 +111,9 @@ def out_of_memory(error: BaseException) -> bool:
 def memory_limit(run_one: Callable[[], Any], memory: int | str, device: torch.device) -> int:
     """How many members fit in `memory` bytes ("auto": a quarter of what is free), from a run of one."""
     budget = free_memory(device) * MEMORY_SHARE if memory == "auto" else int(memory)
-    with _Peak() as probe:
+    # Code compiled under the probe would be compiled again after it.
+    compiler_loaded = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiler_loaded else nullcontext(), _Peak() as probe:
         run_one()
     return max(1, int(budget // max(1, probe.peak)))
 
@@ -138,18 +143,22 @@ class _Peak(TorchDispatchMode):
         self._live = 0
         self._known: dict[int, Any] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch's own guard against compiling this would import the compiler, two seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             key, size = storage._cdata, storage.nbytes()
             if key not in given and key not in self._known:
-                self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._drop(key, size))
+                self._known[key] = weakref.ref(storage, partial(self._drop, key, size))
                 self._live += size
                 self.peak = max(self.peak, self._live)
         return result
 
-    def _drop(self, key: int, size: int) -> None:
+    def _drop(self, key: int, size: int, _: Any) -> None:
         self._known.pop(key, None)
         self._live -= size
 

@@ -115,7 +115,8 @@ def spearman(x: Tensor | Sequence[float], y: Tensor | Sequence[float]) -> float:
     a, b = _ranks(a), _ranks(b)
     a, b = a - a.mean(), b - b.mean()
     norm = float((a * a).sum().sqrt() * (b * b).sum().sqrt())
-    return float((a * b).sum()) / norm if norm > 0 else math.nan
+    # The quotient of equal rankings can exceed 1 by a rounding.
+    return min(1.0, max(-1.0, float((a * b).sum()) / norm)) if norm > 0 else math.nan
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import torch
@@ -50,7 +51,8 @@ class StoreError(RuntimeError):
     """A results file that cannot be read, written or used for this run."""
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Record:
     """One evaluated member: a score with its per-example scores (float32 [B]), or the text of its failure."""
 
     index: int

@@ -66,8 +66,9 @@ def vote(predictions: Predictions, how: str = "majority", *, weights: Sequence[f
 
 def join(parts: Sequence[Predictions]) -> Predictions:
     """Predictions of several groups of members as one: [N1, B, ...], [N2, B, ...] -> [N1 + N2, B, ...]."""
-    if all(isinstance(part, Tensor) for part in parts):
-        return torch.cat(list(parts))
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts):
+        return torch.cat(tensors)
     return [answers for part in parts for answers in part]
 
 
