@@ -1,0 +1,162 @@
+"""The slow path: what no layer function serves runs member by member through torch.func.functional_call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .folding import leaves, map_tensors
+from .guards import Guard
+from .members import FoldError, Members
+
+SEQUENCE_MODULES = (nn.MultiheadAttention, nn.RNNBase)  # those with an argument batch_first
+SOMETIMES_SLOW = (
+    *SEQUENCE_MODULES,
+    nn.TransformerEncoder,
+)  # its nested tensors bypass its modules, zero padding
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class ArgumentNames:
+    """What a module's forward calls its arguments."""
+
+    def __init__(self, module: nn.Module) -> None:
+        forward = inspect.signature(module.forward).parameters.values()
+        self.positional = [p.name for p in forward if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+    def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments by name, positional ones first."""
+        names = [*self.positional, *(f"args[{i}]" for i in range(len(self.positional), len(args)))]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class Slow:
+    """Runs one module member by member, always or where it must; `perturbed` is by the module's own names."""
+
+    def __init__(self, module: nn.Module, members: Members, always: bool) -> None:
+        self.members = members
+        self.always = always
+        self.names = ArgumentNames(module)
+        self.perturbed = {
+            name: tensor.parameter for name, tensor in module.named_parameters() if isinstance(tensor, Guard)
+        }
+        dtypes = [p.tensor.dtype for p in self.perturbed.values() if members.precision == "exact"]
+        self.half = next((dtype for dtype in dtypes if dtype in HALVES), None)
+
+    def applies(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether this call needs it; ValueError if the module's batch is not its first dimension."""
+        arguments = self.names.bind(args, kwargs)
+        if isinstance(module, SEQUENCE_MODULES):
+            sequence = next(iter(arguments.values()))
+            batched = not isinstance(sequence, Tensor) or sequence.dim() == 3
+            if batched and not module.batch_first:
+                raise ValueError(
+                    f"batch_first must be True for {type(module).__name__} to run N members, "
+                    "got False and a batched input"
+                )
+            return self.always or not batched  # run at once, an unbatched sequence would mix the members
+        if isinstance(module, nn.TransformerEncoder) and not self.always:
+            return module.use_nested_tensor and arguments.get("src_key_padding_mask") is not None
+        return self.always
+
+    def each(self, module: nn.Module, calls: Iterable[tuple[Sequence[Any], dict[str, Any]]]) -> Iterator[Any]:
+        """The module's outputs, one ordinary call per member, each from the module's present buffers.
+
+        16-bit modules run in float32 where their `exact` weights are float32.
+        """
+        parameters = module.named_parameters() if self.half else ()
+        fixed = [(name, tensor) for name, tensor in parameters if name not in self.perturbed]
+        for index, (args, kwargs) in enumerate(calls):
+            weights = self.members.weights_of(index, self.perturbed.values())
+            state = dict(zip(self.perturbed, weights, strict=True))
+            state.update((name, self._widened(tensor)) for name, tensor in fixed)
+            buffers = [(name, b) for name, b in module.named_buffers() if not isinstance(b, Guard)]
+            state.update((name, self._widened(buffer).clone()) for name, buffer in buffers)
+            self.members.alone = True
+            try:
+                output = functional_call(module, state, tuple(map(self._widen, args)), self._widen(kwargs))
+            finally:
+                self.members.alone = False
+            yield map_tensors(lambda _, tensor: self._narrowed(tensor), output, "output")
+
+    def folded(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The output for folded arguments; FoldError if they cannot be split or the outputs joined."""
+        arguments = self.names.bind(args, kwargs)
+        count, batch, split = self.members.count, self.members.batch, False
+        pieces: list[dict[str, Any]] = []
+        for index in range(count):
+
+            def piece(path: str, tensor: Tensor, index: int = index) -> Tensor:
+                nonlocal split
+                dim = self._batch_dim(module, path, tensor)
+                split = split or dim is not None
+                return tensor if dim is None else tensor.tensor_split(count, dim)[index]
+
+            pieces.append({name: map_tensors(piece, value, name) for name, value in arguments.items()})
+        if not split:
+            raise FoldError("it is given no tensor of the batch")
+        calls = [(list(p.values())[: len(args)], dict(list(p.items())[len(args) :])) for p in pieces]
+
+        def join(path: str, tensors: Sequence[Tensor]) -> Tensor:
+            hidden = isinstance(module, nn.RNNBase) and path.startswith("output[1]") and tensors[0].dim() == 3
+            if tensors[0].dim() <= hidden or tensors[0].shape[hidden] != batch:
+                got = tuple(tensors[0].shape)
+                raise FoldError(f"its {path} {got} does not have the leading size {batch} of the batch")
+            return torch.cat(list(tensors), dim=int(hidden))
+
+        return joined(list(self.each(module, calls)), join)
+
+    def stacked(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The output for arguments that all members share: every tensor [N, ...]."""
+        self.applies(module, args, kwargs)
+        count = self.members.count
+        fresh = (map_tensors(lambda _, tensor: tensor.clone(), (args, kwargs), "") for _ in range(count))
+        return joined(list(self.each(module, fresh)), lambda _, tensors: torch.stack(list(tensors)))
+
+    def _batch_dim(self, module: nn.Module, path: str, tensor: Tensor) -> int | None:
+        """The dimension of a folded argument along which the members lie, None if they share it."""
+        rows = self.members.rows
+        if isinstance(module, nn.MultiheadAttention) and path == "attn_mask":
+            if tensor.dim() == 2:
+                return None
+            rows *= module.num_heads
+        if isinstance(module, nn.RNNBase) and path.startswith("hx") and tensor.dim() == 3:
+            if tensor.shape[1] == rows:
+                return 1
+        elif tensor.dim() and tensor.shape[0] == rows:
+            return 0
+        elif tensor.dim() == 0 or (tensor.shape[0] == 1 and tensor.dim() > 1):
+            return None
+        got = tuple(tensor.shape)
+        raise FoldError(f"its {path} {got} does not have the leading size {rows} of the batch")
+
+    def _widened(self, tensor: Tensor) -> Tensor:
+        return tensor.float() if self.half and tensor.dtype in HALVES else tensor
+
+    def _widen(self, value: Any) -> Any:
+        return map_tensors(lambda _, tensor: self._widened(tensor), value, "")
+
+    def _narrowed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.half) if self.half and tensor.dtype == torch.float32 else tensor
+
+
+def joined(outputs: Sequence[Any], join: Callable[[str, Sequence[Tensor]], Tensor]) -> Any:
+    """Equal containers of tensors as one, join(path, tensors) in place of each tensor."""
+    tensors = [[leaf for _, leaf in leaves(output, "") if isinstance(leaf, Tensor)] for output in outputs]
+    columns = zip(*tensors, strict=True)
+    return map_tensors(lambda path, _: join(path, next(columns)), outputs[0], "output")
+
+
+class MemberByMember(nn.Module):
+    """Put in front of a module's class: its calls run member by member."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        slow: Slow = self.__dict__["thickets_slow"]
+        if slow.members.alone or not slow.applies(self, args, kwargs):
+            return super().__call__(*args, **kwargs)
+        return slow.folded(self, args, kwargs)

@@ -1,0 +1,201 @@
+"""A model's parameters as the noise contract sees them: canonical names, matrix views, filters, fingerprint.
+
+The canonical name (docs/noise.md, section 2) is the name of `named_parameters()` without the prefixes of
+wrappers such as `torch.compile`; a tied parameter has the first of its names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fnmatch
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from .checks import INDEX_LIMIT, STORAGE
+from .noise import parameter_id
+
+Filter = str | re.Pattern[str]
+Filters = Filter | Sequence[Filter] | None
+
+REGEX = "re:"  # marks a regular expression where a filter must be a string
+INNER_ATTRIBUTES = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)  # of wrappers, by any class
+DATA_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # wrappers, by the attribute `module`
+
+
+@dataclass(frozen=True, eq=False)
+class NamedParameter:
+    """A parameter: its canonical name, the base's own tensor (an alias without grad) and its matrix view."""
+
+    name: str
+    tensor: Tensor
+    view: tuple[int, int]
+    perturbed: bool
+
+    @property
+    def vector(self) -> bool:
+        """Whether the contract counts it as a vector: a stored dimension of at most 1."""
+        return self.tensor.dim() <= 1
+
+    def shaped(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape in its matrix view; a vector stays one."""
+        return tensor if self.vector else tensor.reshape(self.view)
+
+
+def inner_module(module: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps, None for a module that is no wrapper."""
+    for attribute in INNER_ATTRIBUTES:
+        if attribute in module._modules:
+            return module._modules[attribute]
+    return module.module if isinstance(module, DATA_PARALLEL) else None
+
+
+def canonical_name(model: nn.Module, name: str) -> str:
+    """A name of `model`'s own (of a parameter, buffer or module) without the parts that wrappers add."""
+    parts, module = [], model
+    for part in name.split("."):
+        child = module._modules.get(part)
+        if child is None or child is not inner_module(module):
+            parts.append(part)
+        module = child if child is not None else module
+    return ".".join(parts)
+
+
+def collect(
+    model: nn.Module, include: Filters = None, exclude: Filters = None, names: Mapping[str, str] | None = None
+) -> dict[int, NamedParameter]:
+    """Every parameter of the model by the id() of its tensor, in the order of named_parameters().
+
+    include, exclude: filters of the canonical names, a str being a glob, a re.Pattern searched in the name;
+    names: other canonical names for some parameters. ValueError if a filter or a key of `names` matches
+    nothing, nothing is left to perturb, two parameters have one id or one does not fit the noise's 32-bit
+    counters; TypeError if a perturbed one is not a plain float32, bfloat16 or float16 tensor.
+    """
+    found = [(canonical_name(model, name), tensor) for name, tensor in model.named_parameters()]
+    own_names = [name for name, _ in found]
+    names = dict(names or {})
+    if unknown := names.keys() - set(own_names):
+        raise ValueError(f"names must have parameters of the model as keys, got {sorted(unknown)}")
+    renamed = [names.get(name, name) for name in own_names]
+    _refuse_equal_ids(own_names, renamed)
+    chosen = set(renamed) if include is None else matching("include", include, renamed)
+    chosen -= matching("exclude", exclude, renamed)
+    if not chosen:
+        raise ValueError("include and exclude must leave a parameter to perturb, got none")
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, _ConvNd) and not m.transposed}
+    collected = {}
+    for name, (_, tensor) in zip(renamed, found, strict=True):
+        if name in chosen:
+            _refuse_unusual(name, tensor)
+        view = matrix_view(name, tuple(tensor.shape), id(tensor) in convolutions)
+        collected[id(tensor)] = NamedParameter(name, tensor.detach(), view, name in chosen)
+    return collected
+
+
+def matrix_view(name: str, shape: tuple[int, ...], convolution: bool = False) -> tuple[int, int]:
+    """(rows, columns) of the contract's matrix view; ValueError if they do not fit 32-bit counters."""
+    if len(shape) <= 1:
+        rows, cols = 1, math.prod(shape)
+    elif convolution:
+        rows, cols = shape[0], math.prod(shape[1:])
+    else:
+        rows, cols = math.prod(shape[:-1]), shape[-1]
+    if rows > INDEX_LIMIT or cols > INDEX_LIMIT:
+        raise ValueError(f"parameter {name!r} must have at most 2**32 rows and columns, got {rows} x {cols}")
+    return rows, cols
+
+
+def matching(argument: str, filters: Filters, names: Sequence[str]) -> set[str]:
+    """The names that any of the filters matches; ValueError naming a filter that matches none."""
+    matched: set[str] = set()
+    for text in filter_texts(argument, filters) or ():
+        test = _test(text)
+        hits = {name for name in names if test(name)}
+        if not hits:
+            some = ", ".join(names[:3])
+            raise ValueError(f"{argument} must match a parameter ({some}, ...), got {text!r}, matching none")
+        matched |= hits
+    return matched
+
+
+def filter_texts(argument: str, filters: Filters) -> list[str] | None:
+    """Filters as strings that mean the same: globs as they are, regular expressions behind "re:"."""
+    if filters is None:
+        return None
+    texts = []
+    for one in [filters] if isinstance(filters, (str, re.Pattern)) else filters:
+        if isinstance(one, re.Pattern) and isinstance(one.pattern, str):
+            flags = "".join(letter for letter in "aimsx" if one.flags & getattr(re, letter.upper()))
+            texts.append(REGEX + (f"(?{flags})" if flags else "") + one.pattern)
+        elif isinstance(one, str):
+            texts.append(one)
+        else:
+            raise TypeError(f"{argument} must be globs (str) or re.Pattern, or a list of them, got {one!r}")
+    return texts
+
+
+def _test(text: str) -> Callable[[str], object]:
+    if text.startswith(REGEX):
+        return re.compile(text.removeprefix(REGEX)).search
+    return lambda name: fnmatch.fnmatchcase(name, text)
+
+
+def _refuse_equal_ids(own_names: Sequence[str], names: Sequence[str]) -> None:
+    """ValueError naming two parameters that would share their noise."""
+    seen: dict[int, str] = {}
+    for own, name in zip(own_names, names, strict=True):
+        other = seen.setdefault(parameter_id(name), own)
+        if other != own:
+            raise ValueError(
+                f"parameters must have different ids, got one for {other!r} and {own!r}: "
+                "their noise would be the same; give one of them another name with names={...}"
+            )
+
+
+def _refuse_unusual(name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise ValueError(
+            f"parameter {name!r} must be initialised, got a lazy module's: run the model once first"
+        )
+    plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided
+    if not plain or tensor.dtype not in STORAGE:
+        raise TypeError(
+            f"parameter {name!r} must be a plain float32, bfloat16 or float16 tensor, got a "
+            f"{type(tensor).__name__} of {tensor.dtype}; leave it unperturbed with exclude={name!r}"
+        )
+
+
+def fingerprint(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> str:
+    """A hex digest of names, views, shapes, dtypes and bytes of all parameters and persistent buffers."""
+    digest = hashlib.blake2b(digest_size=32)
+    entries = [(p.name, f"parameter {p.view}", p.tensor) for p in parameters.values()]
+    entries += [(name, "buffer", tensor) for name, tensor in persistent_buffers(model)]
+    for name, kind, tensor in sorted(entries, key=lambda entry: entry[0]):
+        digest.update(f"{name}\0{kind}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+        host = tensor.detach().cpu().contiguous()
+        if host.numel():
+            digest.update(
+                (ctypes.c_char * (host.numel() * host.element_size())).from_address(host.data_ptr())
+            )
+    return digest.hexdigest()
+
+
+def persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Canonical name and tensor of every buffer that a state dict holds."""
+    return [
+        (canonical_name(model, f"{prefix}.{name}" if prefix else name), buffer)
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]

@@ -1,0 +1,313 @@
+"""`perturb`: any torch.nn.Module as one that evaluates N perturbed members in one forward."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backends import choose
+from .fallback import ArgumentNames
+from .folding import PLAIN, first_tensor, folded, leaves, map_tensors, refuse_mixing, unfolded
+from .functional import Seeds, Sigmas, members_tensors
+from .guards import BaseReads, ReadError
+from .members import FoldError, Members
+from .noise import Family, family
+from .parameters import Filters, collect, filter_texts, fingerprint
+from .twin import Twin
+
+
+class SlowPathWarning(UserWarning):
+    """Some modules of a perturbed model run member by member."""
+
+
+def perturb(
+    model: nn.Module,
+    *,
+    noise: str | Family = "normal",
+    precision: str = "exact",
+    include: Filters = None,
+    exclude: Filters = None,
+    names: Mapping[str, str] | None = None,
+    strict: bool = False,
+    backend: str = "auto",
+) -> PerturbedModule:
+    """A module that evaluates N perturbed members of `model` in one forward; `model` itself is never written.
+
+    noise: the family, "normal", "normal4", "rademacher", "hadamard" or "lowrank-R"; precision: "exact" never
+    rounds W' = W + s eps to W's dtype, "storage" does. include, exclude: which parameters are perturbed, all
+    by default; a str is a glob of canonical names, a re.Pattern is searched in them, a list holds either.
+    names: other canonical names for some parameters. strict: raise where a module would run member by member.
+
+    Linear, Embedding, LayerNorm, RMSNorm, BatchNorm, GroupNorm, Conv1d and Conv2d run all members at once;
+    any other module that uses a perturbed parameter runs member by member, which a SlowPathWarning says once.
+    TypeError or ValueError on what cannot be perturbed.
+
+    Equivalent, with eps(seed) = sample_noise(...) for each parameter (docs/noise.md, section 1)::
+
+        torch.stack([functional_call(model, {k: W[k] + s * eps[k](seed) for k in W}, x) for seed, s in ...])
+    """
+    return PerturbedModule(
+        model,
+        noise=noise,
+        precision=precision,
+        include=include,
+        exclude=exclude,
+        names=names,
+        strict=strict,
+        backend=backend,
+    )
+
+
+class PerturbedModule(nn.Module):
+    """What `perturb` returns; `with pm.members(seeds, sigmas): y = pm(x)` gives y [N, B, ...] for x [B, ...].
+
+    base: the model as it was given; noise, precision, include, exclude, strict, backend: as given;
+    parameter_names: the canonical names of the perturbed parameters. It has no parameters of its own, follows
+    changes of the base's values, and is not thread-safe.
+    """
+
+    base: nn.Module
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module) or isinstance(model, PerturbedModule):
+            raise TypeError(f"model must be an unperturbed torch.nn.Module, got {type(model).__name__}")
+        options["noise"] = str(family(options["noise"]))
+        self.noise: str = options["noise"]
+        self.precision: str = options["precision"]
+        self.include: Filters = options["include"]
+        self.exclude: Filters = options["exclude"]
+        self.strict: bool = options["strict"]
+        self.backend: str = options["backend"]
+        if self.precision not in ("exact", "storage"):
+            raise ValueError(f"precision must be 'exact' or 'storage', got {self.precision!r}")
+        self.training = False
+        self._options = options
+        self._parameters_by_id = collect(model, self.include, self.exclude, options["names"])
+        self._perturbed = [p for p in self._parameters_by_id.values() if p.perturbed]
+        self.parameter_names = [p.name for p in self._perturbed]
+        self._device = self._perturbed[0].tensor.device
+        choose(self.backend, self._device)
+        self._members = Members(self.noise, self.precision, self.backend)
+        self._twin = Twin(model, self._parameters_by_id, self._members)
+        self.__dict__["base"] = (
+            model  # not registered: this module has no parameters, so nothing here moves them
+        )
+        self._names = ArgumentNames(self._twin.module)
+        self._by_count: dict[int, tuple[Tensor, Tensor]] = {}  # seeds and sigmas by N, at fixed addresses
+        self._stored: dict[str, Tensor] = {}
+        self._fold = True
+        self._checked = 0  # 1: a forward of one member was checked, 2: one of several
+        slow = self._twin.slow_modules()
+        if slow and self.strict:
+            raise RuntimeError(
+                f"strict=True, but these modules would run member by member: {'; '.join(slow)}"
+            )
+        if slow:
+            self._warn(f"these modules run member by member, which is slow: {'; '.join(slow)}")
+
+    @contextmanager
+    def members(
+        self, seeds: Seeds, sigmas: Sigmas, fold: bool = True, stored: bool = False
+    ) -> Iterator[PerturbedModule]:
+        """Within it, calls evaluate these N members.
+
+        seeds: N integers 0 <= s < 2**64 or int64 [N]; sigmas: N finite numbers or float32 [N]. fold: tensors
+        [B, ...] are given once and repeated, outputs come back as [N, B, ...]; without it tensors are taken
+        and returned folded, [N * B, ...], row n * B + b being example b of member n. stored: the members'
+        weights are written down once, for many calls with few members; the same bits for dense families.
+
+        ValueError on bad members; RuntimeError inside of another members() of this module, if a module is in
+        training mode and would be random or mix its batch, or if the base's parameters were replaced.
+        """
+        given = members_tensors(seeds, sigmas, self._device)
+        count = given[0].shape[0]
+        if not count:
+            raise ValueError("seeds must be at least one, got none")
+        if self._members.count:
+            raise RuntimeError("members() must not be used inside of members() of the same module")
+        with torch.no_grad():
+            self._twin.follow_base()
+            self._twin.refuse_training()
+            fixed = self._by_count.setdefault(count, (torch.empty_like(given[0]), torch.empty_like(given[1])))
+            fixed[0].copy_(given[0])
+            fixed[1].copy_(given[1])
+            self._members.set(*fixed, {})
+            try:
+                self._fold = fold
+                if stored:
+                    self._members.stored = self._written()
+                yield self
+            finally:
+                self._members.set(given[0][:0], given[1][:0], {})
+
+    def _written(self) -> dict[str, Tensor]:
+        """W' of the current members by name, [N, *shape] each, in buffers that the next call reuses."""
+        members = self._members
+        for parameter in self._perturbed:
+            shape = (members.count, *parameter.tensor.shape)
+            if parameter.name not in self._stored or self._stored[parameter.name].shape != shape:
+                out = torch.empty(shape, dtype=members.dtype_of(parameter), device=parameter.tensor.device)
+                self._stored[parameter.name] = out
+            for out, seed, sigma in zip(
+                self._stored[parameter.name], members.seeds, members.sigmas, strict=True
+            ):
+                members.write(out, parameter, seed, sigma)
+        return self._stored
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's forward for N members: outputs [N, B, ...], or folded as the arguments are.
+
+        B is the leading size of the first tensor argument. Every tensor [B, ...] is repeated for the members;
+        one with leading size 1 and scalars are left alone, in nested containers too; ValueError naming any
+        other. The base must treat the rows of its batch independently. RuntimeError outside of members().
+
+        Its first call runs one member first, to find modules that need the slow path or mix the batch.
+        """
+        if not self._members.count:
+            raise RuntimeError(
+                "the members must be given: call it inside of `with pm.members(seeds, sigmas):`"
+            )
+        if torch.compiler.is_compiling():
+            return self._evaluate(args, kwargs)
+        if self._checked < min(self._members.count, 2) and _repeatable(args, kwargs):
+            return self._checked_forward(args, kwargs)
+        return self._evaluate_or_demote(args, kwargs)
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        twin, members = self._twin, self._members
+        arguments = self._names.bind(args, kwargs)
+        first, tensor = first_tensor(arguments)
+        if not self._fold:
+            if tensor.shape[0] % members.count:
+                raise ValueError(f"{first} must be [N={members.count} * B, ...], got {tuple(tensor.shape)}")
+            members.rows = tensor.shape[0]
+            return twin.module(*args, **kwargs)
+        batch = tensor.shape[0]
+        members.rows = members.count * batch
+        if twin.slow_root is not None:
+            return twin.slow_root.stacked(twin.module, args, kwargs)
+        inputs = {name: folded(value, name, members.count, batch, first) for name, value in arguments.items()}
+        values, names = list(inputs.values()), list(inputs)
+        split = len(args)
+        output = twin.module(*values[:split], **dict(zip(names[split:], values[split:], strict=True)))
+        return unfolded(output, members.count, batch)
+
+    def _evaluate_or_demote(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outputs; a module found unfit for the fast path is moved to the slow one first."""
+        while True:
+            try:
+                return self._evaluate(args, kwargs)
+            except (ReadError, FoldError) as error:
+                slow = self._twin.demote(error, self.strict)
+                self._warn(f"from now on this module runs member by member, which is slow: {slow}")
+                if not _repeatable(args, kwargs):
+                    raise RuntimeError(
+                        f"{slow}; call again with fresh arguments: this call may have changed its own"
+                    ) from error
+
+    def _checked_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outputs, after the first member alone has shown what reads the base or must run slowly."""
+        members = self._members
+        rows = first_tensor(self._names.bind(args, kwargs))[1].shape[0]
+
+        def own(_: str, tensor: Tensor) -> Tensor:
+            is_folded = not self._fold and tensor.dim() > 0 and tensor.shape[0] == rows
+            return (tensor[: rows // members.count] if is_folded else tensor).clone()
+
+        def first_alone() -> Any:
+            with members.first():
+                return self._evaluate_or_demote(*map_tensors(own, (args, kwargs), ""))
+
+        with BaseReads({key: p.name for key, p in self._parameters_by_id.items() if p.perturbed}):
+            first_alone()
+        together = self._evaluate_or_demote(args, kwargs)
+        if members.count > 1:
+            compare = all(parameter.tensor.dtype == torch.float32 for parameter in self._perturbed)
+            refuse_mixing(first_alone(), together, members.count, compare)
+        self._checked = min(members.count, 2)
+        return together
+
+    def materialize(
+        self, seed: int | Tensor, sigma: float | Tensor, dtype: torch.dtype | None = None
+    ) -> dict[str, Any]:
+        """One member as a plain state dict with the keys of `base.state_dict()`.
+
+        Perturbed parameters are float32 W' for precision "exact", and rounded to W's dtype for "storage", bit for
+        bit the weights that are evaluated; then in `dtype`, if one is given. All else is copied as it is.
+        """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
+        written: dict[int, Tensor] = {}
+        state: dict[str, Any] = {}
+        with torch.no_grad():
+            self._twin.follow_base()
+            for key, value in self.base.state_dict(keep_vars=True).items():
+                parameter = self._parameters_by_id.get(id(value))
+                if parameter is not None and parameter.perturbed:
+                    if id(value) not in written:
+                        written[id(value)] = self._members.materialized(parameter, seed, sigma)
+                    state[key] = written[id(value)] if dtype is None else written[id(value)].to(dtype)
+                else:
+                    state[key] = value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        return state
+
+    @property
+    def fingerprint(self) -> str:
+        """A hex digest of the base: names, views, shapes, dtypes and bytes of its parameters and buffers.
+
+        It is computed anew at each access, at the speed of hashing all bytes.
+        """
+        return fingerprint(self.base, self._parameters_by_id)
+
+    def filters(self) -> dict[str, list[str] | None]:
+        """include and exclude as strings, regular expressions behind "re:"; `perturb` takes them back."""
+        filters = {"include": self.include, "exclude": self.exclude}
+        return {argument: filter_texts(argument, given) for argument, given in filters.items()}
+
+    @property
+    def slow_modules(self) -> list[str]:
+        """What runs member by member, each with its reason."""
+        return self._twin.slow_modules()
+
+    def train(self, mode: bool = True) -> PerturbedModule:
+        """Refused: members are evaluated only. `train(False)` and `eval()` change nothing."""
+        if mode:
+            raise RuntimeError("mode must be False: a perturbed model evaluates members; train its base")
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PerturbedModule:
+        raise RuntimeError(
+            "a perturbed model cannot be moved or converted: move its base, perturb() it again"
+        )
+
+    def extra_repr(self) -> str:
+        counts = f"{len(self._perturbed)} of {len(self._parameters_by_id)} parameters perturbed"
+        slow = "".join(f"\nmember by member: {module}" for module in self.slow_modules)
+        return f"noise={self.noise!r}, precision={self.precision!r}, {counts}{slow}\n(base): {self.base}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PerturbedModule:
+        return PerturbedModule(copy.deepcopy(self.base, memo), **self._options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self.base, self._options)
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, SlowPathWarning, stacklevel=4)
+
+
+def _rebuilt(base: nn.Module, options: dict[str, Any]) -> PerturbedModule:
+    return PerturbedModule(base, **options)
+
+
+def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call with these arguments can be made again: none is an object that a forward may change."""
+    return all(isinstance(leaf, PLAIN) for _, leaf in leaves((args, kwargs), ""))
