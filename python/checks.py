@@ -31,7 +31,9 @@ def _shape(ok: Any, name: str, expected: str, tensor: Tensor) -> None:
 
 
 def _kind(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
-    """One of `dtypes`, on `device`, strided."""
+    """A tensor of one of `dtypes`, on `device`, strided."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {tensor}")
     if tensor.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         torch._check_type(False, lambda: f"{name} must be {names}, got {tensor.dtype}")

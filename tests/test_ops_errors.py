@@ -74,6 +74,11 @@ def test_dtypes(op: str, name: str, mode: Any) -> None:
         call(op, **{name: wrong})
 
 
+def test_a_weight_is_a_tensor() -> None:
+    with pytest.raises(TypeError, match="weight must be a tensor, got None"):
+        call("perturbed_linear", weight=None)
+
+
 def test_a_bias_has_the_dtype_of_its_weight(mode: Any) -> None:
     with mode, pytest.raises(TypeError, match=r"bias must be float32, got torch.bfloat16"):
         call("perturbed_linear", bias=ones(5).bfloat16())

@@ -92,7 +92,8 @@ def test_an_expanded_input_is_the_shared_one(place: Place) -> None:
 @pytest.mark.parametrize("empty", ["N", "M", "O"])
 def test_nothing_gives_nothing(place: Place, empty: str, noise: str) -> None:
     n, m, o = (0 if symbol == empty else 2 for symbol in "NMO")
-    tail = {"seeds": SEEDS[:n], "sigmas": SIGMAS[:n], "name": "w", "noise": noise, "backend": place.backend}
+    where = {"name": "w", "noise": noise, "backend": place.backend}
+    tail = {"seeds": SEEDS[:n], "sigmas": SIGMAS[:n], **where}
     x, rows, weight, bias = randn(place, n, m, 5), randn(place, n * m, 5), randn(place, o, 5), randn(place, o)
     ids = torch.zeros(n, m, dtype=torch.int64, device=place.device)
     offsets = torch.arange(n + 1, device=place.device) * m
@@ -102,18 +103,14 @@ def test_nothing_gives_nothing(place: Place, empty: str, noise: str) -> None:
     assert thickets.noise_linear_(randn(place, n, m, o), x, **tail).shape == (n, m, o)
     assert thickets.perturbed_vector(bias, **tail).shape == (n, o)
     assert thickets.grouped_linear(x, randn(place, n, o, 5), backend=place.backend).shape == (n, m, o)
-    assert thickets.sample_noise((o, m), seed=1, name="w", noise=noise, device=place.device).shape == (o, m)
+    assert thickets.sample_noise((o, m), seed=1, device=place.device, **where).shape == (o, m)
     if o:
         assert thickets.perturbed_embedding(ids, weight, **tail).shape == (n, m, 5)
     for tensor in (weight, bias):
         before = tensor.clone()
-        updated = thickets.accumulate_(
-            tensor, seeds=SEEDS[:n], coefficients=SIGMAS[:n], name="w", noise=noise, backend=place.backend
-        )
+        updated = thickets.accumulate_(tensor, seeds=SEEDS[:n], coefficients=SIGMAS[:n], **where)
         assert n > 0 or torch.equal(updated, before)
-        assert (
-            thickets.perturb_(tensor, tensor, seed=1, sigma=0.1, name="w", noise=noise).shape == before.shape
-        )
+        assert thickets.perturb_(tensor, tensor, seed=1, sigma=0.1, **where).shape == before.shape
 
 
 @every_noise
