@@ -36,7 +36,7 @@ def _kind(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], device: to
         raise TypeError(f"{name} must be a tensor, got {tensor}")
     if tensor.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        torch._check_type(False, lambda: f"{name} must be {names}, got {tensor.dtype}")
+        raise TypeError(f"{name} must be {names}, got {tensor.dtype}")
     _value(tensor.device == device, name, f"on {device} as the other tensors are", tensor.device)
     _value(tensor.layout == torch.strided, name, "a strided tensor", tensor.layout)
 
