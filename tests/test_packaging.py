@@ -97,7 +97,7 @@ def test_every_module_is_packaged(tmp_path):
     assert run.returncode == 0, run.stderr
     shipped = {path.relative_to(tmp_path / "thickets") for path in tmp_path.rglob("*.py")}
     assert shipped == {path.relative_to(ROOT / "python") for path in (ROOT / "python").rglob("*.py")}
-    assert (tmp_path / "thickets" / "py.typed").exists()
+    assert all((tmp_path / "thickets" / name).exists() for name in ("py.typed", "_C.pyi"))
 
 
 def test_source_distribution_is_complete(tmp_path):
