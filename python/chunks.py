@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +24,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY_SHARE = 0.25  # of the memory that is free, for the activations of one chunk
-SHORT, LONG = 0.2, 1.0  # seconds: a chunk shorter than SHORT is doubled, one longer than LONG halved
+START = 4  # members of the first chunk
+PATIENCE = 5.0  # seconds that a chunk may take
 
 
-class Outcome(NamedTuple, Generic[Item, Result]):
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Result]):
     """What came of one chunk: a result for its items or the exception of its only one, and the time."""
 
     items: list[Item]
@@ -35,22 +39,36 @@ class Outcome(NamedTuple, Generic[Item, Result]):
 
 
 class ChunkSize:
-    """How many members run at once: fixed, or adapted to about a second a chunk within a limit set by memory.
+    """How many members run at once: fixed, or what runs fastest within a limit set by memory.
 
-    A chunk is also the unit in which scores become durable, hence the second. Results never depend on it.
+    It starts small and doubles as long as that makes a member at least 5 % cheaper and a chunk, the unit in
+    which scores become durable, takes no more than PATIENCE: on a CPU a few members whose activations stay in
+    the cache can run several times as fast as many. Results never depend on it.
     """
 
     def __init__(self, fixed: int | None, limit: int = 1) -> None:
         self.limit = max(1, limit if fixed is None else fixed)
-        self.adaptive = fixed is None
-        self.now = min(self.limit, 8) if self.adaptive else self.limit
+        self.now = self.limit if fixed is not None else min(self.limit, START)
+        self._settled = fixed is not None
+        self._before = self._best = math.inf  # seconds of a member at half this size, and at this size
+        self._timed = 0
 
     def adapt(self, count: int, seconds: float) -> None:
         """Note that `count` members took `seconds`."""
-        if self.adaptive and seconds > LONG:
-            self.now = max(1, self.now // 2)
-        elif self.adaptive and seconds < SHORT and count == self.now:
-            self.now = min(self.limit, self.now * 2)
+        if self._settled or count != self.now:
+            return
+        self._best = min(self._best, seconds / count)
+        self._timed += 1
+        if self._timed < 2:  # the first chunk of a size makes buffers
+            return
+        if self._best > 0.95 * self._before:
+            self._settled = True
+            self.now = self.now if self._best < self._before else self.now // 2
+        elif 2 * self.now > self.limit or 2 * seconds > PATIENCE:
+            self._settled = True
+        else:
+            self.now *= 2
+            self._before, self._best, self._timed = self._best, math.inf, 0
 
     def shrink(self, count: int) -> None:
         """Note that `count` members did not fit in memory."""
@@ -76,8 +94,9 @@ def run_in_chunks(
         result, error = _attempt(evaluate, chunk)
         seconds = time.perf_counter() - started
         if error is None:
-            size.adapt(len(chunk), seconds)
             yield Outcome(chunk, result, None, seconds)
+            # With what was done to the outcome: a commit of a small chunk can cost as much as its evaluation.
+            size.adapt(len(chunk), time.perf_counter() - started)
         elif len(chunk) > 1:
             if out_of_memory(error):
                 size.shrink(len(chunk))

@@ -177,7 +177,7 @@ def search(
     top_k: an int is a count, a float a share of the scored members.
     store: a results file (None: memory only). Members in it are not evaluated again; failed ones only if
         retry_failures.
-    chunk: members at once (default: what `memory`, bytes or "auto", holds, about a second's worth); no result
+    chunk: members at once (default: what is fastest within `memory`, bytes or "auto"); no result
         depends on it. fold, stored: as in `pm.members`.
     A member whose evaluation raises or gives NaN is a failure, and the others go on; an error of the base
     model, which is scored first by the same code, is raised. ValueError, TypeError or StoreError names the
@@ -273,6 +273,18 @@ def _perturbed(
         return perturb(
             model, noise=noise, precision=precision, include=include, exclude=exclude, backend=backend
         )
+    for name, given, default in (
+        ("noise", str(noise), "normal"),
+        ("precision", precision, "exact"),
+        ("include", include, None),
+        ("exclude", exclude, None),
+        ("backend", backend, "auto"),
+    ):
+        if given not in (default, getattr(model, name)):
+            raise ValueError(
+                f"{name} must be left out for a model already perturbed with {getattr(model, name)!r},"
+                f" got {given!r}"
+            )
     return model
 
 

@@ -152,6 +152,17 @@ def test_a_perturbed_model_is_searched_as_it_is():
     assert contents(search(pm, data=batches(), score=margin, **SETTINGS).records) == contents(whole().records)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"noise": "hadamard"}, {"precision": "storage"}, {"include": "0.*"}, {"backend": "reference"}],
+    ids=str,
+)
+def test_a_perturbed_model_is_not_perturbed_otherwise(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} must be left out for a model already perturbed"):
+        search(thickets.perturb(network()), data=batches(), score=margin, **SETTINGS, **change)
+
+
 def test_noise_reaches_the_members():
     assert contents(run(noise="rademacher", n=5).records) != contents(run(n=5).records)
     assert contents(run(seed=12, n=5).records) != contents(run(n=5).records)

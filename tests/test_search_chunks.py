@@ -96,19 +96,39 @@ def test_ctrl_c_is_not_swallowed():
         list(run_in_chunks(range(4), evaluate, ChunkSize(4)))
 
 
-def test_the_size_adapts_within_its_limit():
-    size = ChunkSize(None, limit=20)
+def adapted(limit, seconds_per_member, chunks=20):
+    """The sizes of a run in which a member takes the given time at each size."""
+    size, sizes = ChunkSize(None, limit), []
+    for _ in range(chunks):
+        sizes.append(size.now)
+        size.adapt(size.now, size.now * seconds_per_member(size.now))
+    return sizes
+
+
+def test_the_size_doubles_while_that_pays():
+    assert adapted(100, lambda size: 0.01 / size)[:6] == [4, 4, 8, 8, 16, 16]
+    assert adapted(100, lambda size: 0.01 / size)[-1] == 64
+    assert adapted(100, lambda size: 0.01)[-1] == 4  # no faster, and the scores come later
+    assert adapted(100, lambda size: 0.01 * (size if size > 16 else 1 / size))[-1] == 16
+    assert max(adapted(100, lambda size: 0.01 * (size if size > 16 else 1 / size))) == 32
+    assert adapted(100, lambda size: 4.0 / size)[-1] == 4  # eight would be more than PATIENCE
+    assert adapted(3, lambda size: 0.01)[-1] == 3
+
+
+def test_a_short_last_chunk_says_nothing_of_the_size():
+    size = ChunkSize(None, 100)
     for _ in range(5):
-        size.adapt(size.now, 0.001)
-    assert size.now == 20
-    size.adapt(20, 5.0)
-    assert size.now == 10
-    size.shrink(10)
-    size.adapt(size.now, 0.001)
-    assert size.now == 5
-    fixed = ChunkSize(6)
-    fixed.adapt(6, 100.0)
-    assert fixed.now == 6
+        size.adapt(3, 0.001)
+    assert size.now == 4
+
+
+def test_a_fixed_size_only_gives_way_to_memory():
+    size = ChunkSize(6)
+    size.adapt(6, 100.0)
+    size.adapt(6, 0.001)
+    assert size.now == 6
+    size.shrink(6)
+    assert (size.now, size.limit) == (3, 3)
 
 
 def test_the_memory_of_one_run_is_its_peak():

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -184,6 +185,26 @@ def test_parts_of_a_run_are_put_together(tmp_path):
     Store(tmp_path / "c.sqlite", RUN | {"seed": 8}).close()
     with Store(tmp_path / "a.sqlite", RUN) as a, pytest.raises(StoreError, match="another run: seed"):
         a.absorb(tmp_path / "c.sqlite")
+
+
+def test_a_process_killed_while_it_commits_leaves_whole_chunks(tmp_path):
+    path = tmp_path / "run.sqlite"
+    code = textwrap.dedent(f"""
+        import os, signal
+        from thickets.store import Record, Store
+        import torch
+        store = Store({os.fspath(path)!r}, {RUN!r})
+        def chunk(first):
+            return [Record(i, i, 0.1, 0.5, torch.zeros(9000), None, 0.0) for i in range(first, first + 50)]
+        store.add(chunk(0))
+        store._connection.set_trace_callback(
+            lambda sql: os.kill(os.getpid(), signal.SIGKILL) if sql == "COMMIT" else None)
+        store.add(chunk(50))
+    """)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    with Store(path, RUN) as store:
+        assert store.indices(0, 1000) == set(range(50))
+        store.add([record(50)])
 
 
 def test_several_processes_share_a_new_file(tmp_path):
