@@ -117,7 +117,7 @@ def _attempt(
         return evaluate(chunk), None
     except Exception as error:
         # The frames of the traceback would keep the failed chunk's tensors alive while its halves run.
-        return None, error.with_traceback(None)
+        return None, error if len(chunk) == 1 else error.with_traceback(None)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -127,14 +127,19 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def memory_limit(run_one: Callable[[], Any], memory: int | str, device: torch.device) -> int:
-    """How many members fit in `memory` bytes ("auto": a quarter of what is free), from a run of one."""
+def memory_limit(
+    run_one: Callable[[], Any], memory: int | str, device: torch.device, besides: int = 0
+) -> int:
+    """How many members fit in `memory` bytes ("auto": a quarter of what is free), from a run of one.
+
+    besides: bytes that a member takes and the run does not show.
+    """
     budget = free_memory(device) * MEMORY_SHARE if memory == "auto" else int(memory)
     # Code compiled under the probe would be compiled again after it.
     compiler_loaded = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiler_loaded else nullcontext(), _Peak() as probe:
         run_one()
-    return max(1, int(budget // max(1, probe.peak)))
+    return max(1, int(budget // max(1, probe.peak + besides)))
 
 
 def free_memory(device: torch.device) -> int:

@@ -82,7 +82,9 @@ class Evaluator:
             return ChunkSize(chunk)
         largest = max(inputs, key=_bytes)
         device = next((p.device for p in self.pm.base.parameters()), torch.device("cpu"))
-        return ChunkSize(None, memory_limit(lambda: self._predict([BASE_MEMBER], largest), memory, device))
+        weights = sum(p.nbytes for p in self.pm.base.parameters()) if self.stored else 0
+        limit = memory_limit(lambda: self._predict([BASE_MEMBER], largest), memory, device, weights)
+        return ChunkSize(None, limit)
 
     def _predict(self, members: Sequence[SeedAndSigma], inputs: Any) -> Any:
         with self._active(members):

@@ -129,6 +129,7 @@ class SearchResult:
         (0: none). ValueError if data is that of the search.
         """
         check_chunking(chunk, memory)
+        _check_integer(correlate, "correlate", 0)
         batches = as_batches(data)
         if digest(batches) == self.run["data"]:
             raise ValueError("data must be held out, got the data of the search itself")

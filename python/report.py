@@ -15,7 +15,7 @@ from .chunks import ChunkSize, run_in_chunks
 from .evaluation import BASE_MEMBER, Evaluator, Score, score_batch
 from .statistics import Density, Interval, score_interval, solution_density, spearman
 from .store import Record
-from .votes import vote
+from .votes import score_weights, vote
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def held_out_report(
     density: list[Density],
 ) -> Report:
     """Evaluate base, `top` (best first) and their vote on batches, and `sample` for the correlation."""
-    weights = [record.value for record in top] if how == "weighted" else None
+    weights = score_weights([record.value for record in top]) if how == "weighted" else None
     base, each, voted = [], [], []
     for inputs, targets in batches:
         base.append(score_batch(score, evaluator.predictions([BASE_MEMBER], inputs, size), targets, 1))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .evaluation import Evaluator, Predict, call, check_chunking
 from .noise import CONTRACT_VERSION, family
 from .perturbed import PerturbedModule, perturb
-from .votes import Predictions, Votes, vote
+from .votes import Predictions, Votes, score_weights, vote
 
 if TYPE_CHECKING:
     from .randopt import SearchResult
@@ -220,7 +220,7 @@ class Thicket(_Strict):
         weights: for `weighted` the members' scores by default. run: the keywords of `predictions`.
         """
         if how == "weighted" and weights is None:
-            weights = [member.score for member in self.members]
+            weights = score_weights([member.score for member in self.members])
         return vote(self.predictions(model, inputs, **run), how, weights=weights)
 
     def export(

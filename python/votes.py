@@ -64,6 +64,15 @@ def vote(predictions: Predictions, how: str = "majority", *, weights: Sequence[f
     return _average_numbers(predictions, how, share)
 
 
+def score_weights(scores: Sequence[float]) -> list[float]:
+    """Scores as the weights of a weighted majority; ValueError for negative ones, which are no weights."""
+    if any(score < 0 for score in scores):
+        raise ValueError(
+            f"weights must be given for how='weighted': scores are the default, got {min(scores)} < 0"
+        )
+    return list(scores)
+
+
 def join(parts: Sequence[Predictions]) -> Predictions:
     """Predictions of several groups of members as one: [N1, B, ...], [N2, B, ...] -> [N1 + N2, B, ...]."""
     tensors = [part for part in parts if isinstance(part, Tensor)]

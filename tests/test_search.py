@@ -512,3 +512,7 @@ def test_the_report_wants_other_data_than_the_search():
         whole().evaluate(batches())
     with pytest.raises(ValueError, match="more than the 40 members scored"):
         whole().evaluate(batches(1, first=50), top_k=41)
+    with pytest.raises(ValueError, match="correlate must be an integer >= 0, got -1"):
+        whole().evaluate(batches(1, first=50), correlate=-1)
+    with pytest.raises(ValueError, match=r"weights must be given .* got -.* < 0"):  # log-probabilities
+        whole().evaluate(batches(1, first=50), how="weighted")

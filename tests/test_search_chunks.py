@@ -141,6 +141,7 @@ def test_the_memory_of_one_run_is_its_peak():
         return y.exp()  # 2 MB again
 
     assert memory_limit(run_one, 100_000_000, CPU) == 50
+    assert memory_limit(run_one, 100_000_000, CPU, besides=3_000_000) == 20
     assert memory_limit(run_one, 1, CPU) == 1
 
 

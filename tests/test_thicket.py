@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from search_case import SETTINGS, accuracy, batches, network
+from search_case import SETTINGS, accuracy, batches, margin, network
 from torch import nn
 
 import thickets
@@ -162,6 +162,22 @@ def test_filters_are_part_of_it(tmp_path):
     loaded.export(network(), 0, tmp_path / "member.safetensors")
     state, base = load_file(tmp_path / "member.safetensors"), network().state_dict()
     assert {name for name in base if not state[name].equal(base[name])} == {"0.weight"}
+
+
+def test_an_error_in_predict_shows_where_it_was():
+    def predict(pm, inputs):
+        raise LookupError("no tokenizer")
+
+    with pytest.raises(LookupError, match="no tokenizer") as caught:
+        thicket().vote(network(), X, predict=predict, chunk=2)
+    assert caught.traceback[-1].name == "predict"
+
+
+def test_negative_scores_are_no_weights():
+    result = thickets.search(network(), data=batches(), score=margin, **SETTINGS | {"n": 6})
+    with pytest.raises(ValueError, match="weights must be given"):
+        result.thicket().vote(network(), X, "weighted")
+    assert len(result.thicket().vote(network(), X, "weighted", weights=[1] * 5).answers) == 25
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
