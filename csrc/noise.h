@@ -17,6 +17,7 @@
 #define THICKETS_INLINE static inline __attribute__((always_inline))
 #endif
 #define THICKETS_MEMBER inline __attribute__((always_inline))
+#define THICKETS_LAMBDA __attribute__((always_inline))  // between a lambda's parameters and its body
 
 // Loops over registers must unroll; an array of lanes is better left a loop.
 #define THICKETS_PRAGMA(x) _Pragma(#x)

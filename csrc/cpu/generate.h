@@ -75,9 +75,9 @@ THICKETS_INLINE void for_blocks(const Parameter& p, uint32_t stream, const LaneK
     for (int i = 0; i < calls; ++i) {
       const int first = static_cast<int>((b + i) * E - col);
       if (first >= 0 && first + E <= cols)
-        decode(words[i], [&](int e, F32x16 eps) { emit(first + e, eps); });
+        decode(words[i], [&](int e, F32x16 eps) THICKETS_LAMBDA { emit(first + e, eps); });
       else
-        decode(words[i], [&](int e, F32x16 eps) {
+        decode(words[i], [&](int e, F32x16 eps) THICKETS_LAMBDA {
           if (first + e >= 0 && first + e < cols) emit(first + e, eps);
         });
     }
@@ -91,18 +91,19 @@ THICKETS_INLINE void generate(const Parameter& p, const LaneKey& key, U32x16 row
   if constexpr (family == Family::normal) {
     for_blocks<4, CALLS>(
         p, stream_normal, key, rows, col, cols,
-        [](const Words<U32x16>& words, auto&& out) { emit_normal(words, out); }, emit);
+        [](const Words<U32x16>& words, auto&& out) THICKETS_LAMBDA { emit_normal(words, out); }, emit);
   } else if constexpr (family == Family::normal4) {
     static const float table[8] = THICKETS_NORMAL4_MAGNITUDES;
     const Table8 magnitudes(table);
     for_blocks<32, 1>(
         p, stream_normal4, key, rows, col, cols,
-        [&](const Words<U32x16>& words, auto&& out) { emit_normal4(words, magnitudes, out); }, emit);
+        [&](const Words<U32x16>& words, auto&& out) THICKETS_LAMBDA { emit_normal4(words, magnitudes, out); },
+        emit);
   } else {
     static_assert(family == Family::rademacher, "a dense family");
     for_blocks<128, 1>(
         p, stream_rademacher, key, rows, col, cols,
-        [](const Words<U32x16>& words, auto&& out) { emit_rademacher(words, out); }, emit);
+        [](const Words<U32x16>& words, auto&& out) THICKETS_LAMBDA { emit_rademacher(words, out); }, emit);
   }
 }
 
@@ -112,7 +113,7 @@ THICKETS_INLINE void generate_factor(const Parameter& p, uint32_t stream, const 
                                      Emit&& emit) {
   for_blocks<4, 1>(
       p, stream, key, rows, 0, p.rank,
-      [](const Words<U32x16>& words, auto&& out) { emit_normal(words, out); }, emit);
+      [](const Words<U32x16>& words, auto&& out) THICKETS_LAMBDA { emit_normal(words, out); }, emit);
 }
 
 // Calls f with the dense family as a compile-time constant.

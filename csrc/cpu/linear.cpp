@@ -36,8 +36,12 @@ struct Span {
   int cols, outputs, packs;
 };
 
-// 16 x 16 blocks of W, transposed: outputs across the lanes, zeros past the matrix.
+// 16 x 16 blocks of W, transposed: outputs across the lanes, zeros past the matrix, and where there is none.
 void load_tile(const Matrix& w, int64_t element, const Span& span, Tile& tile) {
+  if (!w.data) {
+    memset(&tile, 0, sizeof tile);
+    return;
+  }
   for (int p = 0; p < span.packs; ++p)
     for (int k = 0; k < span.cols; k += LANES) {
       const int cols = clamp_lanes(span.cols - k);
@@ -59,7 +63,7 @@ void generate_tile(const Parameter& noise, int64_t seed, const Span& span, Emit&
     for (int p = 0; p < span.packs; ++p) {
       const U32x16 rows = iota(static_cast<uint32_t>(noise.row + span.output + p * LANES));
       generate<decltype(family)::value>(noise, key, rows, noise.col + span.k, span.cols,
-                                        [&](int k, F32x16 eps) { emit(p, k, eps); });
+                                        [=](int k, F32x16 eps) THICKETS_LAMBDA { emit(p, k, eps); });
     }
   });
 }
@@ -104,9 +108,13 @@ template <int R>
 void multiply_panel(const float* x, int64_t ldx, const Span& span, const Tile& tile, float* y, int64_t ldy,
                     bool first, const float* bias) {
   constexpr int NP = 4 * R <= ACCUMULATORS ? 4 : 2 * R <= ACCUMULATORS ? 2 : 1;
-  for (int p = 0; p < span.packs; p += NP)
-    multiply<R, NP>(x, ldx, span.cols, tile.v + p, y + p * LANES, ldy, span.outputs - p * LANES, first,
-                    bias ? bias + p * LANES : nullptr);
+  const auto packs = [&](int p, auto call) {
+    call(x, ldx, span.cols, tile.v + p, y + p * LANES, ldy, span.outputs - p * LANES, first,
+         bias ? bias + p * LANES : nullptr);
+  };
+  int p = 0;
+  for (; p + NP <= span.packs; p += NP) packs(p, multiply<R, NP>);
+  for (; p < span.packs; ++p) packs(p, multiply<R, 1>);
 }
 
 // All rows of one member, in panels of nearly equal height.
@@ -160,7 +168,7 @@ class LinearTask {
       // Tiles end at multiples of COLS of the global columns, so that Philox calls are not cut.
       const int64_t aligned = COLS - (a.noise.col + span.k) % COLS;
       span.cols = static_cast<int>(aligned < a.in - span.k ? aligned : a.in - span.k);
-      if (a.weight.data && !a.member_stride) load_tile(a.weight, 0, span, s.weight);
+      if (!a.member_stride) load_tile(a.weight, 0, span, s.weight);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = order[i][1];
         const Tile& tile = perturbed(span, i, begin, end);
@@ -182,26 +190,27 @@ class LinearTask {
     const int64_t n = order[i][1];
     if (a.member_stride) load_tile(a.weight, n * a.member_stride, span, s.weight);
     if (a.noise.family == Family::none) return s.weight;
+    const bool known = i > begin && order[i - 1][0] == order[i][0];
+    const bool wanted = i + 1 < end && order[i + 1][0] == order[i][0];
+    // Plain pointers, held by value down to the innermost loop: nothing is read again after each store.
     const F32x16 scale(a.groups.scales[n]);
-    const bool known = i > begin && order[i - 1][0] == order[i][0],
-               wanted = i + 1 < end && order[i + 1][0] == order[i][0];
+    const auto weight = s.weight.v;
+    const auto out = s.perturbed.v;
+    const auto kept = s.eps.v;
+    const auto form = [=](int p, int k, F32x16 eps)
+                          THICKETS_LAMBDA { store(out[p][k], fma(scale, eps, load(weight[p][k]))); };
     if (!known && !wanted) {
-      generate_tile(a.noise, order[i][0], span, [&](int p, int k, F32x16 eps) { form(scale, eps, p, k); });
+      generate_tile(a.noise, order[i][0], span, form);
     } else {
       if (!known)
         generate_tile(a.noise, order[i][0], span,
-                      [&](int p, int k, F32x16 eps) { store(s.eps.v[p][k], eps); });
-      each_pack(span, [&](int p, int k) { form(scale, load(s.eps.v[p][k]), p, k); });
+                      [=](int p, int k, F32x16 eps) THICKETS_LAMBDA { store(kept[p][k], eps); });
+      each_pack(span, [=](int p, int k) THICKETS_LAMBDA { form(p, k, load(kept[p][k])); });
     }
     if (a.storage && a.weight.dtype != Dtype::float32)
-      each_pack(span, [&](int p, int k) {
-        store(s.perturbed.v[p][k], rounded(load(s.perturbed.v[p][k]), a.weight.dtype));
-      });
+      each_pack(span, [&](int p, int k)
+                          THICKETS_LAMBDA { store(out[p][k], rounded(load(out[p][k]), a.weight.dtype)); });
     return s.perturbed;
-  }
-
-  THICKETS_MEMBER void form(F32x16 scale, F32x16 eps, int p, int k) {
-    store(s.perturbed.v[p][k], a.weight.data ? fma(scale, eps, load(s.weight.v[p][k])) : scale * eps);
   }
 
   const LinearArgs& a;

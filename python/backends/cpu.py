@@ -1,8 +1,9 @@
 """The native CPU kernels of thickets._C, one record per instruction set; the widest this CPU has is "cpu".
 
-Activations travel as float32 and weights in their own dtype. Every output of a dense family is one chain of fused
-multiply-adds over ascending columns, so its bits do not depend on the batch of members, the rows of a member, the
-threads or the instruction set. Structured families (hadamard, low rank) add their noise product to the base product.
+Activations travel as float32 and weights in their own dtype. Every output of a dense family is one chain of
+fused multiply-adds over ascending columns, so its bits do not depend on the batch of members, the rows of a
+member, the threads or the instruction set. Structured families (hadamard, low rank) add their noise product
+to the base product.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from torch import Tensor
 from ..noise import Stream
 from .record import Backend
 
+WHY_NOT: str | None = None
 try:
     from .. import _C
 except ImportError as error:  # not built: the reference backend serves instead
-    _C = None  # type: ignore[assignment]
-    WHY_NOT: str | None = f"the native module thickets._C is not built ({error})"
-else:
-    WHY_NOT = None
+    WHY_NOT = f"the native module thickets._C is not built ({error})"
 
 FAMILIES = {"normal": 1, "normal4": 2, "rademacher": 3, "hadamard": 4, "lowrank": 5}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -96,7 +95,9 @@ def _add_noise(isa: str, y: Tensor, rows: _Rows, seeds: Tensor, scales: Tensor, 
         _C.linear(isa, noise, members, x.data_ptr(), x.stride(0), NO_MATRIX, 0, 0, 0, y.data_ptr(), outputs,
                   outputs, inputs, False)  # fmt: skip
     else:
-        _C.noise_product(isa, noise, members, x.data_ptr(), x.stride(0), y.data_ptr(), outputs, outputs, inputs)
+        _C.noise_product(
+            isa, noise, members, x.data_ptr(), x.stride(0), y.data_ptr(), outputs, outputs, inputs
+        )
 
 
 def _structured(
@@ -104,7 +105,9 @@ def _structured(
 ) -> Tensor:
     """Base product of all rows at once, plus the noise product, plus the bias [O] or [N, O]."""
     whole = _Rows(rows.x, 1, torch.tensor([0, len(rows.x)]))
-    y = _product(isa, NO_NOISE, whole, (None, None), weight, bias if bias is not None and bias.dim() == 1 else None)
+    y = _product(
+        isa, NO_NOISE, whole, (None, None), weight, bias if bias is not None and bias.dim() == 1 else None
+    )
     y = y.expand(*rows.shape, -1).contiguous() if rows.shared else y.view(*rows.shape, -1)
     _add_noise(isa, y, rows, seeds, scales, stream)
     if bias is not None and bias.dim() == 2:
@@ -118,7 +121,7 @@ def _structured(
 def _materialised(
     isa: str, rows: _Rows, weight: Tensor, bias: Tensor | None, seeds: Tensor, sigmas: Tensor, stream: Stream
 ) -> Tensor:
-    """One member's W' at a time in one reused buffer of W's dtype; what `storage` means for structured families."""
+    """One member's W' at a time in one reused buffer of W's dtype: `storage` for structured families."""
     y, buffer, bounds = rows.empty(weight.shape[0]), torch.empty_like(weight), rows.offsets.tolist()
     flat = y.view(-1, weight.shape[0])
     for n, (begin, end) in enumerate(pairwise(bounds)):
@@ -168,7 +171,9 @@ def noise_linear_(
         y.copy_(total)
 
 
-def grouped_linear(isa: str, x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor | None) -> Tensor:
+def grouped_linear(
+    isa: str, x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor | None
+) -> Tensor:
     rows = _Rows(x, len(weights), offsets)
     bias = None if bias is None else bias.float()
     return _product(isa, NO_NOISE, rows, (None, None), weights, bias).to(x.dtype)
@@ -180,7 +185,9 @@ def _perturbed_rows(
     """out[l] = W[index[l]] + scales[l] eps(seeds[l])[index[l]], or eps alone without a weight."""
     noise, count, cols = _noise(stream, out.shape[-1]), len(index), out.shape[-1]
     source = NO_MATRIX if weight is None else _matrix(weight)
-    _C.rows(isa, noise, seeds.data_ptr(), scales.data_ptr(), index.data_ptr(), count, cols, source, _matrix(out))
+    _C.rows(
+        isa, noise, seeds.data_ptr(), scales.data_ptr(), index.data_ptr(), count, cols, source, _matrix(out)
+    )
 
 
 def embedding(
@@ -197,8 +204,6 @@ def embedding(
     if offsets is None and ids.dim() == 1:
         ids = ids.expand(count, -1)
     flat = ids.reshape(-1).long()
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(weight):
-        raise IndexError(f"ids must be in 0 .. {len(weight) - 1}, got {int(flat.min())} .. {int(flat.max())}")
     rows = torch.full((count,), ids.shape[-1]) if offsets is None else offsets.diff()
     out = torch.empty(*ids.shape, weight.shape[-1], dtype=weight.dtype)
     seeds, scales = (t.repeat_interleave(rows) for t in (seeds, sigmas * stream.scale))
@@ -232,12 +237,11 @@ def noise(isa: str, out: Tensor, seed: Tensor, stream: Stream) -> None:
 
 
 def backend(isa: str, name: str = "cpu") -> Backend:
-    """The record of one instruction set of thickets._C ("portable", "avx2", "avx512"), under a name of its own."""
-    able = {} if _C is None else _C.isas()
-    why_not = WHY_NOT or (None if able.get(isa) else f"this CPU or this build has no {isa}")
+    """The record of one instruction set of thickets._C: "portable", "avx2" or "avx512"."""
+    why_not = WHY_NOT or (None if _C.isas().get(isa) else f"this CPU or this build has no {isa}")
     ops: dict[str, Any] = {f.__name__: partial(f, isa) for f in (
         linear, noise_linear_, embedding, vector, perturb_, accumulate_, noise, grouped_linear)}  # fmt: skip
     return Backend(name=name, devices=("cpu",), why_not=lambda: why_not, **ops)
 
 
-BACKEND = backend(_C.isa() if _C is not None else "portable")
+BACKEND = backend("portable" if WHY_NOT else _C.isa())
