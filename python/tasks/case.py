@@ -43,16 +43,22 @@ class Case:
     @property
     def sign(self) -> int:
         """-1 where the metric is an error, the negative of the score; else 1."""
-        return -1 if self.metric == "MSE" else 1
-
-    def in_metric(self, scores: Interval) -> Interval:
-        """An interval of scores in the case's metric."""
-        return scores if self.sign > 0 else Interval(-scores.value, -scores.high, -scores.low)
+        return sign(self.metric)
 
     @property
     def seed(self) -> int:
         """The seed of data and pretraining."""
         return int(self.options["seed"])
+
+
+def sign(metric: str) -> int:
+    """-1 for an error, which is the negative of the score; 1 for what is the score."""
+    return -1 if metric == "MSE" else 1
+
+
+def in_metric(scores: Interval, metric: str) -> Interval:
+    """An interval of scores as one of the metric."""
+    return scores if sign(metric) > 0 else Interval(-scores.value, -scores.high, -scores.low)
 
 
 def plain(interval: Interval) -> dict[str, float | None]:

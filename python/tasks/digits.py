@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from thickets.tasks.case import Case, fit, generator
 
 PRETRAIN, SELECT = 900, 200
-HOW = "majority"
+METRIC, HOW = "accuracy", "majority"
 
 
 def rotate(images: Tensor, degrees: float = 20.0) -> Tensor:
@@ -106,7 +106,7 @@ def case(name: str = "rotation", *, seed: int = 0, model: nn.Module | None = Non
         select=select,
         held_out=held_out,
         score=score,
-        metric="accuracy",
+        metric=METRIC,
         how=HOW,
         sigma=0.03,
         top_k=20,

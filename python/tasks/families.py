@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thickets.statistics import Interval, mean_interval, wilson
-from thickets.tasks.case import Case, plain
+from thickets.tasks.case import Case, in_metric, plain
 from thickets.tasks.run import Outcome, run_case
 
 FAMILIES = ("normal", "normal4", "rademacher", "hadamard", "lowrank-1", "lowrank-4")
@@ -114,7 +114,7 @@ def _row(label: str, noise: str, outcomes: Sequence[Outcome]) -> Row:
         runs=len(outcomes),
         members=len(scores),
         density=wilson(above, len(scores)),
-        quantiles=tuple(case.in_metric(quantile_interval(scores, q)) for q in QUANTILES),
+        quantiles=tuple(in_metric(quantile_interval(scores, q), case.metric) for q in QUANTILES),
         top_1=_over_runs([outcome.interval("top_1") for outcome in outcomes]),
         vote=_over_runs([outcome.interval("vote") for outcome in outcomes]),
     )

@@ -71,7 +71,6 @@ def signals(figure: Any, outcomes: Sequence[Outcome]) -> None:
         _histogram(row[-1], outcome)
     for example, axis in enumerate(axes[0, :-1]):
         axis.set_title(f"held-out signal {example + 1}")
-    axes[0, -1].set_title("scores of all members (the worst 2 % not shown)")
     for axis in axes[-1, :-1]:
         axis.set_xlabel("step")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -113,14 +112,15 @@ def _histogram(axis: Any, outcome: Outcome) -> None:
         edges.tolist(),
         stacked=True,
         color=[GREY, GREEN],
-        label=[None, f"better than base: {share:.0%}"],
+        label=["_", f"better: {share:.0%}"],
     )
-    axis.axvline(base, color=ORANGE, lw=2, label=f"base: {base:.3g}")
-    axis.axvline(kth, color=BLUE, lw=1.4, ls="--", label=f"top {outcome.report.k}: from {kth:.3g}")
-    axis.set_ylim(top=axis.get_ylim()[1] * 1.45)
-    axis.legend(loc="upper right" if sign < 0 else "upper left", fontsize=8, handlelength=1.2)
+    axis.axvline(base, color=ORANGE, lw=2, label=f"base {base:.3g}")
+    axis.axvline(kth, color=BLUE, lw=1.4, ls="--", label=f"top {outcome.report.k} from {kth:.3g}")
+    axis.legend(
+        loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=3, fontsize=8, handlelength=1, columnspacing=1
+    )
     axis.set_xlabel(f"{unit} on {outcome.examples} selection examples")
-    axis.set_ylabel("members")
+    axis.set_ylabel("members (worst 2 % not shown)", fontsize=8)
 
 
 @_picture(lambda outcomes: 2.9 * len(outcomes))
@@ -134,7 +134,7 @@ def digits(figure: Any, outcomes: Sequence[Outcome]) -> None:
         axis = figure.add_subplot(grid[2 * row : 2 * row + 2, 0])
         _histogram(axis, outcome)
         accuracy = [f"{float((answer == labels).float().mean()):.1%}" for answer in (base, vote)]
-        axis.set_title(f"{outcome.case.name}: base {accuracy[0]}, vote {accuracy[1]} held out")
+        axis.set_title(f"{outcome.case.name}: base {accuracy[0]}, vote {accuracy[1]} held out", pad=22)
         for line, (name, colour, chosen) in enumerate(
             (
                 ("mended", GREEN, (base != labels) & (vote == labels)),
@@ -146,9 +146,7 @@ def digits(figure: Any, outcomes: Sequence[Outcome]) -> None:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
                 if column == 0:
-                    axis.set_ylabel(
-                        f"{name} by the vote:\n{int(chosen.sum())} of {len(labels)}", color=colour
-                    )
+                    axis.set_ylabel(f"{name}\n{int(chosen.sum())} of {len(labels)}", color=colour)
                 if column < int(chosen.sum()):
                     i = int(chosen.nonzero()[column])
                     axis.imshow(images[i], cmap="gray_r", vmin=0, vmax=1)
@@ -168,10 +166,11 @@ def families(figure: Any, comparisons: Sequence[Comparison]) -> None:
         _dots(line[3], comparison, "vote", comparison.base.value)
         line[0].set_ylabel(f"{comparison.case.task}: {comparison.case.name}")
         line[0].set_xlabel("share of members above the base")
-        for axis, name in zip(line[1:], ("members", "top-1", "ensemble"), strict=True):
-            axis.set_xlabel(f"{unit} of {name} (better: {better})")
+        for axis in line[1:]:
+            axis.set_xlabel(f"{unit} ({better} is better)")
             axis.tick_params(labelleft=False)
-    for axis, title in zip(axes[0], ("solution density", "selection", "held out", "held out"), strict=True):
+    titles = ("solution density", "all members, selection data", "top-1, held out", "ensemble, held out")
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     handles = [*axes[0, 3].get_legend_handles_labels()[0], *axes[0, 1].get_legend_handles_labels()[0]]
     labels = [*axes[0, 3].get_legend_handles_labels()[1], *axes[0, 1].get_legend_handles_labels()[1]]
@@ -192,7 +191,9 @@ def _dots(axis: Any, comparison: Comparison, which: str, base: float | None) -> 
         axis.plot([span.low, span.high], [y, y], color=BLUE, lw=1.6, label=None if y else "95 % interval")
         axis.plot([span.value], [y], "o", color=BLUE, ms=5)
     normal = [getattr(row, which).value for row in comparison.rows if row.noise == "normal"]
-    axis.axvspan(min(normal), max(normal), color=GREEN, alpha=0.25, lw=0, label="between the two of normal")
+    axis.axvspan(
+        min(normal), max(normal), color=GREEN, alpha=0.25, lw=0, label="between the two rows of normal"
+    )
     if base is not None:
         axis.axvline(base, color=ORANGE, lw=1.4, ls="--", label="base")
 

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy
+import torch
 from torch import Tensor, nn
 
 from thickets.evaluation import BASE_MEMBER
@@ -23,7 +24,7 @@ from thickets.randopt import SearchResult, search
 from thickets.report import Report
 from thickets.statistics import Interval
 from thickets.tasks import digits, signals
-from thickets.tasks.case import Case, plain
+from thickets.tasks.case import Case, in_metric, plain
 from thickets.thicket import Thicket
 from thickets.votes import vote
 
@@ -52,7 +53,7 @@ class Outcome:
 
     def interval(self, which: str) -> Interval:
         """`base`, `top_1`, `mean_top_k` or `vote` in the case's metric, with its 95 % interval."""
-        return self.case.in_metric(getattr(self.report, which))
+        return in_metric(getattr(self.report, which), self.case.metric)
 
     def as_dict(self) -> dict[str, Any]:
         """Settings and results as JSON values."""
@@ -138,7 +139,7 @@ def run_case(
     inputs = case.held_out[0]
     size = result.evaluator.size([inputs], None, "auto")
     groups = ([BASE_MEMBER], result.scored[:random], result.top())
-    base, others, top = (result.evaluator.predictions(group, inputs, size) for group in groups)
+    base, others, top = (torch.as_tensor(result.evaluator.predictions(g, inputs, size)) for g in groups)
     outcome = Outcome(
         case=case,
         result=result,

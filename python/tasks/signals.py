@@ -21,7 +21,7 @@ from thickets.tasks.case import Case, fit, generator
 
 CONTEXT, STEPS, WIDTH = 10, 60, 128
 HELD_OUT = 256
-HOW = "mean"
+METRIC, HOW = "MSE", "mean"
 
 WAVES: dict[str, Callable[[Tensor], Tensor]] = {  # value at a phase in [0, 1)
     "sine": lambda phase: torch.sin(2 * math.pi * phase),
@@ -125,7 +125,7 @@ def case(
         select=({"context": select[:, :CONTEXT], "steps": horizon}, select[:, CONTEXT : CONTEXT + horizon]),
         held_out=({"context": held_out[:, :CONTEXT], "steps": STEPS}, held_out[:, CONTEXT:]),
         score=score,
-        metric="MSE",
+        metric=METRIC,
         how=HOW,
         sigma=SIGMAS[name],
         top_k=10,

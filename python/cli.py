@@ -1,0 +1,295 @@
+"""The command line `thickets`: experiments, votes with what they left behind, facts of this installation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thickets.console import reported, show
+
+if TYPE_CHECKING:
+    from thickets.tasks.experiments import Experiment, Settings
+    from thickets.tasks.tables import Table
+
+app = typer.Typer(
+    name="thickets",
+    help="Evaluate N randomly perturbed copies of a network without building them; let the best vote.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[Path, typer.Argument(help="A folder that demo, signals or digits wrote.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for the results; the same command goes on in it.")
+]
+Count = Annotated[int, typer.Option("--n", "-n", help="Members to score.")]
+Seed = Annotated[int, typer.Option(help="Seed of data, pretraining and members.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Sigma = Annotated[
+    str, typer.Option(help="Noise scale, or several: 0.001,0.002. (default: the experiment's own)")
+]
+TopK = Annotated[
+    str, typer.Option(help="How many vote: a count, or a share such as 0.01. (default: the experiment's own)")
+]
+Noise = Annotated[str, typer.Option(help="normal, normal4, rademacher, hadamard or lowrank-R.")]
+Families = Annotated[str, typer.Option(help="Noise families to compare on the first case: all, or a,b,c.")]
+Runs = Annotated[int, typer.Option(help="Runs of n members for each of --families.")]
+Store = Annotated[
+    Path | None, typer.Option(help="Folder of the results files, to go on with. (default: in --out)")
+]
+Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+@app.command()
+@reported
+def demo(out: Out = Path("thickets-demo"), n: Count = 300, seed: Seed = 0, as_json: Json = False) -> None:
+    """Both experiments in about a minute: a table, pictures and experts that can vote, in a folder."""
+    from thickets.tasks.experiments import run_demo
+    from thickets.tasks.families import FAMILIES
+
+    settings = _settings(n, seed, as_json, families=FAMILIES, family_n=max(1, n // 2), correlate=50)
+    _finish(out, run_demo(out, settings, _say(as_json)), as_json)
+
+
+@app.command()
+@reported
+def signals(
+    out: Out = Path("thickets-signals"),
+    n: Count = 1000,
+    seed: Seed = 0,
+    sigma: Sigma = "",
+    top_k: TopK = "",
+    noise: Noise = "normal",
+    regime: Annotated[str, typer.Option(help="thicket, plateau, haystack, or all.")] = "all",
+    target: Annotated[
+        str, typer.Option(help="Family to adapt to: lines, sine, triangle, sawtooth, square.")
+    ] = "sine",
+    examples: Annotated[int, typer.Option(help="Signals that a member is scored on.")] = 1024,
+    horizon: Annotated[int, typer.Option(help="Steps that are scored; 1 is teacher forcing.")] = 60,
+    families: Families = "",
+    runs: Runs = 1,
+    store: Store = None,
+    backend: Backend = "auto",
+    as_json: Json = False,
+) -> None:
+    """The paper's 1-D experiment: forecast a signal, after three kinds of pretraining."""
+    from thickets.tasks.experiments import run_experiment
+    from thickets.tasks.signals import REGIMES
+
+    settings = _settings(
+        n,
+        seed,
+        as_json,
+        sigma=_numbers(sigma),
+        top_k=_top_k(top_k),
+        noise=noise,
+        families=_families(families),
+        runs=runs,
+        store=store,
+        backend=backend,
+        options={"target": target, "examples": examples, "horizon": horizon},
+    )
+    regimes = tuple(REGIMES) if regime == "all" else (regime,)
+    _finish(out, [run_experiment("signals", regimes, out, settings, _say(as_json))], as_json)
+
+
+@app.command()
+@reported
+def digits(
+    out: Out = Path("thickets-digits"),
+    n: Count = 1000,
+    seed: Seed = 0,
+    sigma: Sigma = "",
+    top_k: TopK = "",
+    noise: Noise = "normal",
+    shift: Annotated[str, typer.Option(help="rotation, blur, noise, or all.")] = "all",
+    families: Families = "",
+    runs: Runs = 1,
+    store: Store = None,
+    backend: Backend = "auto",
+    as_json: Json = False,
+) -> None:
+    """Handwritten digits: adapt a network trained on clean upright scans to rotated, blurred, noisy ones."""
+    from thickets.tasks.digits import SHIFTS
+    from thickets.tasks.experiments import run_experiment
+
+    settings = _settings(
+        n,
+        seed,
+        as_json,
+        sigma=_numbers(sigma),
+        top_k=_top_k(top_k),
+        noise=noise,
+        families=_families(families),
+        runs=runs,
+        store=store,
+        backend=backend,
+    )
+    shifts = tuple(SHIFTS) if shift == "all" else (shift,)
+    _finish(out, [run_experiment("digits", shifts, out, settings, _say(as_json))], as_json)
+
+
+@app.command()
+@reported
+def vote(
+    run: Run,
+    inputs: Annotated[
+        Path, typer.Option(help=".npy, .npz, .csv or .safetensors: digits [B, 8, 8], contexts [B, 10].")
+    ],
+    how: Annotated[
+        str, typer.Option(help="Rule of the vote, as in thickets.vote. (default: the experiment's own)")
+    ] = "",
+    limit: Annotated[int, typer.Option(help="Rows of the table; --json prints all.")] = 20,
+    backend: Backend = "auto",
+    as_json: Json = False,
+) -> None:
+    """Let the experts of a run answer new inputs; with targets in the file, score them too."""
+    from thickets.tasks.answers import answer, answers_table
+
+    answers = answer(run, inputs, how or None, backend)
+    show(answers, [answers_table(answers, limit)], as_json)
+
+
+@app.command()
+@reported
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("expert.safetensors"),
+    member: Annotated[int, typer.Option(help="Rank of the expert; 0 is the best.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write one expert's weights as a safetensors file: a plain state dict of the base network."""
+    from thickets.tasks.run import find_run, load_run
+
+    folder = find_run(run)
+    _, model, thicket = load_run(folder)
+    thicket.export(model, member, to)
+    expert = thicket.members[member]
+    facts = {
+        "run": str(folder),
+        "to": str(to),
+        "seed": expert.seed,
+        "sigma": expert.sigma,
+        "score": expert.score,
+    }
+    show(facts, [f"{to}: member {member} of {folder}, seed {expert.seed}, sigma {expert.sigma:g}"], as_json)
+
+
+@app.command()
+@reported
+def density(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A folder that demo, signals or digits wrote, or any results file of a search."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Share of a run's members that beat its base, for each sigma, with 95 % intervals."""
+    from thickets.tasks.answers import density_of, density_table
+
+    found = density_of(run)
+    show(found, [density_table(found)], as_json)
+
+
+@app.command()
+@reported
+def bench(
+    layers: Annotated[str, typer.Option(help="Outputs x inputs.")] = "512x512,768x3072,4096x4096",
+    rows: Annotated[str, typer.Option(help="Rows of activations per member.")] = "1,8,64,512",
+    families: Annotated[
+        str, typer.Option(help="Noise families.")
+    ] = "normal,normal4,rademacher,hadamard,lowrank-1",
+    members: Annotated[int, typer.Option(help="Members per product.")] = 16,
+    seconds: Annotated[float, typer.Option(help="Time for each case, at least three rounds.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Time perturbed products against the loop of today's scripts and the unperturbed product."""
+    from thickets import bench as benchmark
+    from thickets import info as installation
+
+    shapes = [_shape(text) for text in layers.split(",")]
+    counts = [_count(text, "rows") for text in rows.split(",")]
+    say = _say(as_json)
+    results = benchmark.run(
+        benchmark.cases(shapes, counts, _count(members, "members")),
+        families=_families(families),
+        seconds=seconds,
+        on_result=lambda result: say(str(result.case)),
+    )
+    facts = {"machine": installation.report(), "results": [result.as_dict() for result in results]}
+    show(facts, [installation.header(), "", benchmark.table(results)], as_json)
+
+
+@app.command()
+@reported
+def info(as_json: Json = False) -> None:
+    """Backends, instruction sets, versions, and why CUDA or Triton is off."""
+    from thickets import info as installation
+
+    report = installation.report()
+    show(report, [json.dumps(report, indent=1)], as_json)
+
+
+def _settings(n: int, seed: int, quiet: bool, **settings: Any) -> Settings:
+    from thickets.tasks.experiments import Settings
+
+    return Settings(n=n, seed=seed, progress=not quiet, **settings)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return lambda step: None if quiet else typer.echo(step, err=True)
+
+
+def _finish(out: Path, experiments: list[Experiment], as_json: bool) -> None:
+    from thickets.tasks.experiments import report_tables, write_report
+
+    report = write_report(out, experiments)
+    lines = [
+        *report_tables(experiments),
+        f"{report['seconds']:.0f} s; pictures, report and experts are in {out}",
+    ]
+    show(report, lines, as_json)
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ValueError(f"sigma must be numbers such as 0.001,0.002, got {text!r}") from None
+
+
+def _top_k(text: str) -> int | float | None:
+    try:
+        return None if not text else int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise ValueError(f"top-k must be a count or a share, got {text!r}") from None
+
+
+def _families(text: str) -> tuple[str, ...]:
+    from thickets.noise import family
+    from thickets.tasks.families import FAMILIES
+
+    return FAMILIES if text == "all" else tuple(str(family(part)) for part in text.split(",") if part)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    outputs, cross, inputs = text.partition("x")
+    if not cross:
+        raise ValueError(f"layers must be such as 512x512,768x3072, got {text!r}")
+    return _count(outputs, "layers"), _count(inputs, "layers")
+
+
+def _count(text: str | int, name: str) -> int:
+    if not str(text).strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} must be whole numbers >= 1, got {text!r}")
+    return int(text)
