@@ -179,9 +179,7 @@ class Store:
             if read_only:
                 # Without a WAL and a folder to make one in, SQLite reads the file only as one that nobody
                 # writes.
-                closed = not os.path.exists(self.path + "-wal") and not os.access(
-                    Path(self.path).parent, os.W_OK
-                )
+                closed = not os.path.exists(self.path + "-wal") and not _writable(Path(self.path).parent)
                 target = Path(self.path).resolve().as_uri() + ("?immutable=1" if closed else "?mode=ro")
             # isolation_level None: transactions are begun here and nowhere else.
             connection = sqlite3.connect(target, timeout=BUSY_SECONDS, isolation_level=None, uri=read_only)
@@ -257,6 +255,10 @@ def _check_file(path: Path, must_exist: bool) -> None:
         raise StoreError(f"store {str(path)!r} cannot be read: {error.strerror}") from error
     if start != b"SQLite format 3\0" and (start or must_exist):
         raise StoreError(f"store {str(path)!r} is not a SQLite file; it was left as it is")
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _check_same_run(run: dict[str, Any], other: dict[str, Any], file: str, name: str) -> None:

@@ -6,8 +6,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,7 +120,10 @@ def test_paths_that_cannot_hold_a_file_are_refused(tmp_path):
         (tmp_path, "is not a file"),
         (tmp_path / "nowhere" / "run.sqlite", "is not a directory"),
         (tmp_path / "file" / "run.sqlite", "is not a directory"),
-        ("/proc/run.sqlite", "unable to open"),  # no one, not even root, may make a file there
+        (
+            "/proc/run.sqlite",
+            "unable to open|is not a directory",
+        ),  # no one, not even root, may make a file there
     ]:
         with pytest.raises(StoreError, match=message):
             Store(path, RUN)
@@ -135,6 +141,38 @@ def test_reading_needs_a_file_and_writes_nothing(tmp_path):
                 reader.add([record(1)])
     with pytest.raises(StoreError, match="readonly"):
         Store(tmp_path / "run.sqlite").ask(5)
+
+
+@contextmanager
+def as_nobody():
+    """Run as a user whom permissions bind, if we are root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_read_only_folder_can_be_read_but_not_written():
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "run.sqlite"
+        with Store(path, RUN) as store:
+            store.add([record(0)])
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        try:
+            with as_nobody():
+                for wanted in (path, folder / "new.sqlite"):
+                    with pytest.raises(StoreError, match=r"the file and its folder must be writable"):
+                        Store(wanted, RUN)
+                with Store(path) as reader:
+                    assert reader.indices(0, 10) == {0}
+        finally:
+            folder.chmod(0o755)
+        assert [p.name for p in folder.iterdir()] == ["run.sqlite"]
 
 
 def test_a_full_database_keeps_what_it_has_and_says_so(tmp_path):
