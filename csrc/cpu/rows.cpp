@@ -17,20 +17,23 @@ struct Lanes {
   int64_t seeds[LANES], rows[LANES];  // rows are global
 };
 
-// Tile of a low-rank product: chain over the rank, then 1 / sqrt(R). Every lane has its own A and its own B.
+// Columns col .. col + cols of a low-rank product: chain over the rank, then 1 / sqrt(R). A differs by lane,
+// B is that of one seed: its factors come 16 columns at a time into b, rank x COLS floats; a holds rank
+// packs.
 template <class Emit>
-void generate_lowrank(const Parameter& p, const LaneKey& key, U32x16 rows, int64_t col, int cols,
-                      Emit&& emit) {
-  const F32x16 inverse_root(static_cast<float>(1.0 / ::sqrt(static_cast<double>(p.rank))));
-  float* a = static_cast<float*>(aligned_alloc(64, static_cast<size_t>(p.rank) * sizeof(float[LANES])));
+void generate_lowrank(const Parameter& p, const LaneKey& key, U32x16 rows, int64_t seed, int64_t col,
+                      int cols, float* a, float* b, Emit&& emit) {
   generate_factor(p, stream_lowrank_a, key, rows, [&](int k, F32x16 f) { store(a + k * LANES, f); });
+  const LaneKey key_b = key_of(seed);
+  for (int j = 0; j < cols; j += LANES)
+    generate_factor(p, stream_lowrank_b, key_b, iota(static_cast<uint32_t>(col + j)),
+                    [&](int k, F32x16 f) { store(b + k * COLS + j, f); });
+  const F32x16 inverse_root(static_cast<float>(1.0 / ::sqrt(static_cast<double>(p.rank))));
   for (int j = 0; j < cols; ++j) {
     F32x16 sum(0.0f);
-    generate_factor(p, stream_lowrank_b, key, U32x16(static_cast<uint32_t>(col + j)),
-                    [&](int k, F32x16 f) { sum = fma(load(a + k * LANES), f, sum); });
+    for (int k = 0; k < p.rank; ++k) sum = fma(load(a + k * LANES), F32x16(b[k * COLS + j]), sum);
     emit(j, sum * inverse_root);
   }
-  free(a);
 }
 
 // One row of hadamard noise, n floats: (1 / n) D3 H D2 H D1 H e_row; H e_row is a pattern of signs.
@@ -66,31 +69,39 @@ void each_pack(const Parameter& p, const Lanes& lanes, int64_t col, int64_t cols
   alignas(64) uint32_t row_words[LANES] = {};
   for (int l = 0; l < lanes.count; ++l) row_words[l] = static_cast<uint32_t>(lanes.rows[l]);
   const U32x16 rows = load(row_words);
+  const auto keep = [=](int k, F32x16 eps) THICKETS_LAMBDA { store(scratch + k * LANES, eps); };
   for (int64_t begin = 0, width; begin < cols; begin += width) {
     // Tiles end at multiples of COLS of the global columns, so that Philox calls are not cut.
     const int64_t aligned = COLS - (col + begin) % COLS;
     width = aligned < cols - begin ? aligned : cols - begin;
-    const auto keep = [&](int k, F32x16 eps) { store(scratch + k * LANES, eps); };
-    if (p.family == Family::lowrank)
-      generate_lowrank(p, key, rows, col + begin, static_cast<int>(width), keep);
-    else
-      with_dense_family(p.family, [&](auto family) {
-        generate<decltype(family)::value>(p, key, rows, col + begin, static_cast<int>(width), keep);
-      });
-    for (int64_t k = 0; k < width; k += LANES) {
-      F32x16 block[16];
-      for (int j = 0; j < 16; ++j) block[j] = load(scratch + (k + j) * LANES);
-      transpose16(block);
-      for (int l = 0; l < lanes.count; ++l) emit(l, begin + k, block[l], clamp_lanes(width - k));
+    // A low-rank tile serves the lanes of one seed, the others all lanes.
+    for (int l = 0, end; l < lanes.count; l = end) {
+      end = lanes.count;
+      if (p.family == Family::lowrank) {
+        for (end = l + 1; end < lanes.count && lanes.seeds[end] == lanes.seeds[l];) ++end;
+        float* a = scratch + COLS * LANES;
+        generate_lowrank(p, key, rows, lanes.seeds[l], col + begin, static_cast<int>(width), a,
+                         a + p.rank * LANES, keep);
+      } else {
+        with_dense_family(p.family, [&](auto family) {
+          generate<decltype(family)::value>(p, key, rows, col + begin, static_cast<int>(width), keep);
+        });
+      }
+      for (int64_t k = 0; k < width; k += LANES) {
+        F32x16 block[16];
+        for (int j = 0; j < 16; ++j) block[j] = load(scratch + (k + j) * LANES);
+        transpose16(block);
+        for (int i = l; i < end; ++i) emit(i, begin + k, block[i], clamp_lanes(width - k));
+      }
     }
   }
 }
 
-// Floats of scratch that each_pack needs.
+// Floats of scratch that each_pack needs: a row and its signs, or a tile and the factors of its rank.
 size_t scratch_floats(const Parameter& p) {
-  const int64_t n = p.family == Family::hadamard ? hadamard_length(p.full_cols) : 0;
-  const int64_t floats = n + n / 32;
-  return static_cast<size_t>(floats > COLS * LANES ? floats : COLS * LANES);
+  if (p.family != Family::hadamard) return static_cast<size_t>(COLS * LANES + p.rank * (LANES + COLS));
+  const int64_t n = hadamard_length(p.full_cols);
+  return static_cast<size_t>(n + n / 32);
 }
 
 float* allocate(size_t floats) { return static_cast<float*>(aligned_alloc(64, (floats + 15) / 16 * 64)); }
