@@ -21,9 +21,9 @@
 
 // Loops over registers must unroll; an array of lanes is better left a loop.
 #define THICKETS_PRAGMA(x) _Pragma(#x)
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define THICKETS_UNROLL(n) THICKETS_PRAGMA(unroll n)
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(__CUDACC__)
 #define THICKETS_UNROLL(n) THICKETS_PRAGMA(GCC unroll n)
 #else
 #define THICKETS_UNROLL(n)
