@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,14 +17,15 @@ PLAIN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype,
 def map_tensors(function: Callable[[str, Tensor], Any], value: Any, path: str) -> Any:
     """`value` with function(path, tensor) for each tensor, through tuples, lists, dicts and dataclasses.
 
-    What holds no tensor is returned as it is, and so is a container in which nothing changed.
+    What holds no tensor is returned as it is.
     """
     if isinstance(value, Tensor):
         return function(path, value)
-    children = list(_children(value))
-    mapped = {key: map_tensors(function, child, f"{path}{_label(value, key)}") for key, child in children}
-    if all(mapped[key] is child for key, child in children):
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves(value, "")):
         return value
+    mapped = {
+        key: map_tensors(function, child, f"{path}{_label(value, key)}") for key, child in _children(value)
+    }
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*mapped.values())
     if isinstance(value, (tuple, list)):
@@ -105,25 +105,18 @@ def unfolded(value: Any, count: int, batch: int) -> Any:
     return map_tensors(unfold, value, "output")
 
 
-def refuse_mixing(alone: Any, together: Any, count: int, compare: bool) -> None:
-    """RuntimeError if a member's outputs alone differ in shape from those among `count` members.
-
-    A warning if `compare` and they differ in value.
-    """
+def mixing(alone: Any, together: Any, count: int, compare: bool) -> str | None:
+    """How a member's outputs alone differ from those among others: in shape or, if `compare`, in value."""
     for (path, one), (_, many) in zip(leaves(alone, "output"), leaves(together, "output"), strict=True):
-        if not isinstance(one, Tensor) or not one.dim():
-            continue
-        first = many[: one.shape[0]]
-        if one.shape != first.shape:
-            raise RuntimeError(
-                f"{path} must be computed row by row, got {tuple(one.shape)} from one member alone and "
-                f"{tuple(many.shape)} from {count} members: the model mixes the rows of its batch"
-            )
-        if compare and one.dtype == torch.float32 and one.numel():
-            difference, size = float((one - first).abs().max()), float(one.abs().max())
-            if MIXING * size < difference < float("inf"):
-                warnings.warn(
-                    f"{path} of a member alone and among {count} members differ by {difference:.2g}: "
-                    "the model seems to mix the rows of its batch or to be random",
-                    stacklevel=6,
-                )
+        if isinstance(one, Tensor) and one.dim():
+            first = many[: one.shape[0]]
+            if one.shape != first.shape:
+                return f"the shape of its {path} depends on the number of members, it mixes its batch's rows"
+            if compare and one.dtype == torch.float32 and one.numel():
+                difference, size = float((one - first).abs().max()), float(one.abs().max())
+                if MIXING * size < difference < float("inf"):
+                    return (
+                        f"its {path} differs by {difference:.2g} among {count} members: it seems to mix the "
+                        "rows of its batch, or to be random"
+                    )
+    return None

@@ -32,8 +32,7 @@ def layer_norm(module: Any, x: Tensor, members: Members, slots: Slots) -> Tensor
 
 
 def rms_norm(module: Any, x: Tensor, members: Members, slots: Slots) -> Tensor:
-    eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-    y = F.rms_norm(_float(x), module.normalized_shape, None, eps)
+    y = F.rms_norm(_float(x), module.normalized_shape, None, module.eps)
     return members.scale_and_shift(y, slots.get("weight"), None, -1).to(x.dtype)
 
 

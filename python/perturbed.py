@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .backends import choose
 from .fallback import ArgumentNames
-from .folding import PLAIN, first_tensor, folded, leaves, map_tensors, refuse_mixing, unfolded
+from .folding import PLAIN, first_tensor, folded, leaves, map_tensors, mixing, unfolded
 from .functional import Seeds, Sigmas, members_tensors
 from .guards import BaseReads, ReadError
 from .members import FoldError, Members
@@ -95,9 +95,9 @@ class PerturbedModule(nn.Module):
         self._device = self._perturbed[0].tensor.device
         choose(self.backend, self._device)
         self._members = Members(self.noise, self.precision, self.backend)
-        self._twin = Twin(model, self._parameters_by_id, self._members)
+        self._twin = Twin(model, self._parameters_by_id, self._members, self.strict)
         self.__dict__["base"] = (
-            model  # not registered: this module has no parameters, so nothing here moves them
+            model  # not registered: nothing done to this module shall reach its parameters
         )
         self._names = ArgumentNames(self._twin.module)
         self._by_count: dict[int, tuple[Tensor, Tensor]] = {}  # seeds and sigmas by N, at fixed addresses
@@ -106,11 +106,9 @@ class PerturbedModule(nn.Module):
         self._checked = 0  # 1: a forward of one member was checked, 2: one of several
         slow = self._twin.slow_modules()
         if slow and self.strict:
-            raise RuntimeError(
-                f"strict=True, but these modules would run member by member: {'; '.join(slow)}"
-            )
+            raise RuntimeError(f"strict=True, but modules must run member by member: {'; '.join(slow)}")
         if slow:
-            self._warn(f"these modules run member by member, which is slow: {'; '.join(slow)}")
+            self._warn("; ".join(slow))
 
     @contextmanager
     def members(
@@ -206,8 +204,8 @@ class PerturbedModule(nn.Module):
             try:
                 return self._evaluate(args, kwargs)
             except (ReadError, FoldError) as error:
-                slow = self._twin.demote(error, self.strict)
-                self._warn(f"from now on this module runs member by member, which is slow: {slow}")
+                slow = self._twin.demote(error)
+                self._warn(slow)
                 if not _repeatable(args, kwargs):
                     raise RuntimeError(
                         f"{slow}; call again with fresh arguments: this call may have changed its own"
@@ -229,9 +227,12 @@ class PerturbedModule(nn.Module):
         with BaseReads({key: p.name for key, p in self._parameters_by_id.items() if p.perturbed}):
             first_alone()
         together = self._evaluate_or_demote(args, kwargs)
-        if members.count > 1:
+        if members.count > 1 and self._twin.slow_root is None:
             compare = all(parameter.tensor.dtype == torch.float32 for parameter in self._perturbed)
-            refuse_mixing(first_alone(), together, members.count, compare)
+            reason = mixing(first_alone(), together, members.count, compare)
+            if reason is not None:
+                self._warn(self._twin.run_all_slowly(reason))
+                together = self._evaluate_or_demote(args, kwargs)
         self._checked = min(members.count, 2)
         return together
 
@@ -240,8 +241,9 @@ class PerturbedModule(nn.Module):
     ) -> dict[str, Any]:
         """One member as a plain state dict with the keys of `base.state_dict()`.
 
-        Perturbed parameters are float32 W' for precision "exact", and rounded to W's dtype for "storage", bit for
-        bit the weights that are evaluated; then in `dtype`, if one is given. All else is copied as it is.
+        Perturbed parameters are float32 W' for precision "exact"; for "storage" they have W's dtype and are,
+        bit for bit, the weights that are evaluated; `dtype`, if given, is that of the result. The rest is
+        copied as it is.
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
@@ -301,7 +303,7 @@ class PerturbedModule(nn.Module):
 
     @staticmethod
     def _warn(message: str) -> None:
-        warnings.warn(message, SlowPathWarning, stacklevel=4)
+        warnings.warn(f"running member by member, which is slow: {message}", SlowPathWarning, stacklevel=4)
 
 
 def _rebuilt(base: nn.Module, options: dict[str, Any]) -> PerturbedModule:

@@ -50,8 +50,11 @@ def _plain(module: nn.Module) -> Any:
 class Twin:
     """The copy (`module`), the parameters by id(), and why modules run slowly, by name (`slow`)."""
 
-    def __init__(self, model: nn.Module, parameters: Mapping[int, NamedParameter], members: Members) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[int, NamedParameter], members: Members, strict: bool
+    ) -> None:
         self.members = members
+        self.strict = strict
         self.parameters = parameters
         _refuse_unsafe(model, parameters)
         memo = _memo(model, parameters)
@@ -112,7 +115,7 @@ class Twin:
         outer = [name for name in self.slow if not any(_inside(name, other) for other in self.slow)]
         return [self.slow[name] for name in outer]
 
-    def demote(self, error: ReadError | FoldError, strict: bool) -> str:
+    def demote(self, error: ReadError | FoldError) -> str:
         """Move the module that this error stopped to the slow path; returns its name and why.
 
         For a read it is the innermost running module that has the parameter, for an input that cannot be
@@ -127,11 +130,18 @@ class Twin:
             reason = f"{error}: make it an attribute of a module or exclude it"
         for module in running:
             if not _always_slow(module):
-                if strict:
-                    raise RuntimeError(f"strict=True, but this needs the slow path: {reason}") from error
-                self.run_slowly(module, reason)
-                return self.slow[self.names[id(module)]]
+                return self._demoted(module, reason)
         raise RuntimeError(f"the model cannot run as members: {reason}") from error
+
+    def run_all_slowly(self, reason: str) -> str:
+        """Run the whole model member by member from now on; returns its name and the reason."""
+        return self._demoted(self.module, reason)
+
+    def _demoted(self, module: nn.Module, reason: str) -> str:
+        if self.strict:
+            raise RuntimeError(f"strict=True, but a module must run member by member: {reason}")
+        self.run_slowly(module, reason)
+        return self.slow[self.names[id(module)]]
 
     def follow_base(self) -> None:
         """Take over the base's training flags and buffers; RuntimeError if its parameters were replaced."""
