@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -85,3 +86,14 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> 
 def ragged(sizes: Sequence[int]) -> Tensor:
     """Offsets [N + 1] of groups of these sizes."""
     return torch.tensor([0, *sizes]).cumsum(0)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
