@@ -29,7 +29,7 @@ def map_tensors(function: Callable[[str, Tensor], Any], value: Any, path: str) -
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*mapped.values())
     if isinstance(value, (tuple, list)):
-        return type(value)(mapped.values())
+        return type(value)(tuple(mapped.values()))  # torch.return_types take no iterator
     if type(value) is dict:
         return mapped
     result = copy.copy(value)

@@ -80,8 +80,12 @@ def collect(
     include, exclude: filters of the canonical names, a str being a glob, a re.Pattern searched in the name;
     names: other canonical names for some parameters. ValueError if a filter or a key of `names` matches
     nothing, nothing is left to perturb, two parameters have one id or one does not fit the noise's 32-bit
-    counters; TypeError if a perturbed one is not a plain float32, bfloat16 or float16 tensor.
+    counters; TypeError if a perturbed one is not a plain float32, bfloat16 or float16 tensor, or a module is
+    scripted.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"model must have no scripted modules, got {name or 'one as the whole'}")
     found = [(canonical_name(model, name), tensor) for name, tensor in model.named_parameters()]
     own_names = [name for name, _ in found]
     names = dict(names or {})
@@ -134,7 +138,7 @@ def filter_texts(argument: str, filters: Filters) -> list[str] | None:
     if filters is None:
         return None
     texts = []
-    for one in [filters] if isinstance(filters, (str, re.Pattern)) else filters:
+    for one in filters if isinstance(filters, (list, tuple)) else [filters]:
         if isinstance(one, re.Pattern) and isinstance(one.pattern, str):
             flags = "".join(letter for letter in "aimsx" if one.flags & getattr(re, letter.upper()))
             texts.append(REGEX + (f"(?{flags})" if flags else "") + one.pattern)

@@ -215,10 +215,11 @@ class PerturbedModule(nn.Module):
         """The outputs, after the first member alone has shown what reads the base or must run slowly."""
         members = self._members
         rows = first_tensor(self._names.bind(args, kwargs))[1].shape[0]
+        own_rows = rows // members.count
 
         def own(_: str, tensor: Tensor) -> Tensor:
             is_folded = not self._fold and tensor.dim() > 0 and tensor.shape[0] == rows
-            return (tensor[: rows // members.count] if is_folded else tensor).clone()
+            return (tensor[:own_rows] if is_folded else tensor).clone()
 
         def first_alone() -> Any:
             with members.first():

@@ -13,7 +13,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -56,7 +55,7 @@ class Twin:
         self.members = members
         self.strict = strict
         self.parameters = parameters
-        _refuse_unsafe(model, parameters)
+        _refuse_writers(model, parameters)
         memo = _memo(model, parameters)
         shared = {id(tensor) for tensor in memo.values()}
         try:
@@ -223,13 +222,15 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model if inner is None else _unwrapped(inner)
 
 
-def _refuse_unsafe(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> None:
-    """TypeError or ValueError for modules that guards do not reach or that would write the base."""
+def _refuse_writers(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> None:
+    """ValueError for modules whose forward would write the base."""
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"model must have no scripted modules, got {name or 'one as the whole'}")
-        if getattr(module, "max_norm", None) is not None and not parameters[id(module.weight)].perturbed:
-            raise ValueError(f"{name}.max_norm must be None if the weight, which it writes, is not perturbed")
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            known = parameters.get(id(module.weight))
+            if known is not None and not known.perturbed:
+                raise ValueError(
+                    f"{name}.max_norm must be None if the weight, which it writes, is not perturbed"
+                )
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +33,15 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*nested tensors is in prototype",
     "ignore:.*deprecated",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small LSTMs spend seconds in OpenMP's barriers where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Around(nn.Module):
@@ -223,6 +232,10 @@ class Hidden(nn.Module):
     [
         (lambda embedding: lambda _: embedding.weight.T.sum(), "'embedding.weight' through a closure"),
         (lambda embedding: lambda _: embedding.weight.sum(), "'embedding.weight' through a closure"),
+        (
+            lambda embedding: lambda _: torch.cat([embedding.weight]).sum(),
+            "'embedding.weight' through a closure",
+        ),
         (lambda _: lambda self: self.kept[0].sum(), "cannot run as members: sum read .*'embedding.weight'"),
         (lambda _: lambda self: self.view.sum(), "cannot run as members: sum read .*'embedding.weight'"),
         (lambda _: lambda self: self.part.sum(), "cannot run as members: sum read .*'embedding.weight'"),
@@ -231,7 +244,7 @@ class Hidden(nn.Module):
             "cannot run as members: tolist read",
         ),
     ],
-    ids=["closure-view", "closure", "list", "view", "buffer", "values"],
+    ids=["closure-view", "closure", "closure-list", "list", "view", "buffer", "values"],
 )
 def test_reads_that_cannot_be_perturbed_are_refused(how: Any, message: str) -> None:
     pm = thickets.perturb(Hidden(how))
@@ -256,6 +269,29 @@ def test_a_parameter_of_a_custom_module() -> None:
     pm = check(Scaled, randn(4, 8), slow=["the model"], options={"noise": "lowrank-2"})
     eps = thickets.sample_noise((6, 8), seed=5, name="table", noise="lowrank-2")
     torch.testing.assert_close(pm.materialize(5, 0.5)["table"], torch.ones(3, 2, 8) + 0.5 * eps.view(3, 2, 8))
+
+
+def test_tied_parameters_inside_the_slow_path() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(11, 8)
+            self.head = nn.Linear(8, 11, bias=False)
+            self.head.weight = self.embedding.weight
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.embedding(tokens) * self.scale)
+
+    check(Both, ids(4, 3), slow=["the model"])
+
+
+def test_traced_graphs() -> None:
+    def traced() -> nn.Module:
+        return torch.fx.symbolic_trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)))
+
+    check(traced, randn(4, 8))
+    check(lambda: torch.fx.symbolic_trace(FunctionalTied()), ids(4, 3), slow=["the model"])
 
 
 def test_the_parameters_of_containers() -> None:

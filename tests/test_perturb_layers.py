@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import thickets
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same.")
+
 FAMILIES = ["normal", "normal4", "rademacher", "hadamard", "lowrank-3"]
 
 
@@ -181,6 +183,9 @@ def test_stored_members_have_the_bits_of_fused_ones(noise: str, precision: str) 
             pm(*args)
             assert [tensor.data_ptr() for tensor in pm._stored.values()] == addresses
         assert torch.equal(fused, first), name
+        fresh = thickets.perturb(pm.base, noise=noise, precision=precision)
+        with fresh.members(SEEDS, SIGMAS, stored=True):
+            assert torch.equal(fused, fresh(*args)), name
 
 
 @pytest.mark.parametrize("exclude", ["*weight", "*bias"])
