@@ -52,7 +52,7 @@ def main() -> None:
 
 @app.command()
 @reported
-def demo(out: Out = Path("thickets-demo"), n: Count = 300, seed: Seed = 0, as_json: Json = False) -> None:
+def demo(out: Out = Path("thickets-demo"), n: Count = 500, seed: Seed = 0, as_json: Json = False) -> None:
     """Both experiments in about a minute: a table, pictures and experts that can vote, in a folder."""
     from thickets.tasks.experiments import run_demo
     from thickets.tasks.families import FAMILIES
@@ -254,11 +254,9 @@ def _finish(out: Path, experiments: list[Experiment], as_json: bool) -> None:
     from thickets.tasks.experiments import report_tables, write_report
 
     report = write_report(out, experiments)
-    lines = [
-        *report_tables(experiments),
-        f"{report['seconds']:.0f} s; pictures, report and experts are in {out}",
-    ]
-    show(report, lines, as_json)
+    where = f"{report['seconds']:.0f} s; pictures, report and experts are in {out}"
+    shown: list[Table | str] = [*report_tables(experiments), where]
+    show(report, shown, as_json)
 
 
 def _numbers(text: str) -> list[float] | None:

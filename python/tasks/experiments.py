@@ -100,7 +100,7 @@ def run_experiment(
 
 def run_demo(out: Path, settings: Settings, say: Callable[[str], None] = lambda _: None) -> list[Experiment]:
     """Both experiments, small: all regimes of signals, a shift of digits that helps and one that does not."""
-    signals = replace(settings, options={"examples": 64})
+    signals = replace(settings, options={"examples": 128})
     return [
         run_experiment("signals", ("thicket", "plateau", "haystack"), out / "signals", signals, say),
         run_experiment("digits", ("rotation", "noise"), out / "digits", settings, say),
