@@ -21,6 +21,8 @@ struct Groups {
   const int64_t* offsets;  // [N + 1]
   int64_t count;           // N
   bool shared;             // every member reads the same input rows, 0 .. M
+
+  int64_t rows() const { return offsets[count]; }  // of all members
 };
 
 // y = x W'^T + bias with W'_n = fma(s_n, eps_n, W), or y += s_n x eps_n^T where `weight.data` is null.

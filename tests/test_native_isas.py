@@ -223,6 +223,19 @@ def test_structured_noise_linear(native: Backend, noise: str) -> None:
         assert_close(y, expected)
 
 
+@every_isa
+@pytest.mark.parametrize("rank", [63, 64, 65, 130])
+def test_ranks_go_by_chunks(native: Backend, rank: int) -> None:
+    """Low-rank factors are drawn 64 ranks at a time: none is left out or counted twice."""
+    where, (seeds, sigmas) = stream(f"lowrank-{rank}", 3, 2), members(1)
+    out, x, y = torch.empty(5, 19), normals(1, 6, 19), normals(1, 6, 5, seed=1)
+    expected = oracle_noise_linear(y, x, seeds, sigmas, None, where)
+    native.noise(out, seeds, where)
+    assert_same_bits(out, entries(seeds, where, 5, 19)[0])
+    native.noise_linear_(y, x, seeds, sigmas, None, where)
+    assert_close(y, expected)
+
+
 def every_boundary(dtype: torch.dtype) -> Tensor:
     """All float32 numbers next to a rounding boundary of a 16-bit dtype, its own values, and strange NaN."""
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)

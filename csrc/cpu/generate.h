@@ -107,12 +107,15 @@ THICKETS_INLINE void generate(const Parameter& p, const LaneKey& key, U32x16 row
   }
 }
 
-// Low-rank factors: emit(k, factor) for k in 0 .. R of 16 rows of A or B.
+// Low-rank products go by so many ranks at a time, so that scratch memory does not grow with the rank.
+constexpr int RANKS = 64;
+
+// Low-rank factors: emit(k, factor) for ranks first + k, k in 0 .. ranks, of 16 rows of A or B.
 template <class Emit>
 THICKETS_INLINE void generate_factor(const Parameter& p, uint32_t stream, const LaneKey& key, U32x16 rows,
-                                     Emit&& emit) {
+                                     int first, int ranks, Emit&& emit) {
   for_blocks<4, 1>(
-      p, stream, key, rows, 0, p.rank,
+      p, stream, key, rows, first, ranks,
       [](const Words<U32x16>& words, auto&& out) THICKETS_LAMBDA { emit_normal(words, out); }, emit);
 }
 

@@ -15,7 +15,7 @@ struct Diagonals {
   int64_t n, first, blocks;
   uint32_t* signs;
 
-  static size_t words(int64_t n, int64_t blocks) { return static_cast<size_t>((1 + 2 * blocks) * n / 32); }
+  static int64_t words(int64_t n, int64_t blocks) { return (1 + 2 * blocks) * n / 32; }
   const uint32_t* d3() const { return signs; }
   uint32_t* d1(int64_t b) const { return signs + (1 + 2 * b) * n / 32; }
   uint32_t* d2(int64_t b) const { return signs + (2 + 2 * b) * n / 32; }
@@ -56,14 +56,15 @@ void hadamard_product(const NoiseProductArgs& a) {
   if (a.out == 0) return;
   const int64_t n = hadamard_length(a.noise.full_cols), first = a.noise.row / n;
   const int64_t blocks = (a.noise.row + a.out - 1) / n + 1 - first;
-  const size_t floats = static_cast<size_t>(2 * n);
-  for_row_tasks(a.groups, floats + Diagonals::words(n, blocks), [&](const RowTask& task, float* scratch) {
-    const Diagonals diagonals{n, first, blocks, reinterpret_cast<uint32_t*>(scratch + floats)};
-    diagonals.draw(a.noise, a.groups.seeds[task.member]);
-    for (int64_t r = task.begin; r < task.end; ++r)
-      add_row(a, diagonals, a.groups.scales[task.member], a.x + (r - task.shift) * a.ldx, a.y + r * a.ldy,
-              scratch, scratch + n);
-  });
+  const int64_t work = a.groups.rows() * (1 + 2 * blocks) * n;
+  for_row_tasks(a.groups, work, 2 * n + Diagonals::words(n, blocks),
+                [&](const RowTask& task, float* scratch) {
+                  const Diagonals diagonals{n, first, blocks, reinterpret_cast<uint32_t*>(scratch + 2 * n)};
+                  diagonals.draw(a.noise, a.groups.seeds[task.member]);
+                  for (int64_t r = task.begin; r < task.end; ++r)
+                    add_row(a, diagonals, a.groups.scales[task.member], a.x + (r - task.shift) * a.ldx,
+                            a.y + r * a.ldy, scratch, scratch + n);
+                });
 }
 
 }  // namespace THICKETS_ISA

@@ -5,12 +5,11 @@
 // output is one chain of fused multiply-adds over ascending k from zero, plus the bias: the bits do not
 // depend on the members of the batch, the rows of a member, the threads or the chunks. A mirrored member, or
 // another sigma of the same seed, reuses the noise tile.
-#include <omp.h>
-
 #include <cstdlib>
 
 #include "convert.h"
 #include "generate.h"
+#include "team.h"
 
 namespace thickets {
 namespace THICKETS_ISA {
@@ -223,7 +222,9 @@ class LinearTask {
 void linear(const LinearArgs& a) {
   const int64_t members = a.groups.count, blocks = (a.out + OUTPUTS - 1) / OUTPUTS;
   if (members == 0 || blocks == 0) return;
-  auto order = static_cast<int64_t (*)[2]>(malloc(static_cast<size_t>(members) * sizeof(int64_t[2])));
+  const int64_t rows = a.groups.rows();
+  const Team team((members + rows / 16) * a.out * a.in, sizeof(Scratch) / sizeof(float));
+  auto order = reinterpret_cast<int64_t (*)[2]>(allocate_floats(4 * members));
   for (int64_t n = 0; n < members; ++n) {
     order[n][0] = a.noise.family == Family::none ? 0 : a.groups.seeds[n];
     order[n][1] = n;
@@ -233,23 +234,20 @@ void linear(const LinearArgs& a) {
 
   // Enough tasks for the threads: first by chunks of members, then (at the price of forming W' again) by
   // rows.
-  const int64_t wanted = omp_get_max_threads() == 1 ? 1 : 4 * omp_get_max_threads();
+  const int64_t wanted = team.size == 1 ? 1 : 4 * team.size;
   int64_t chunks = (wanted + blocks - 1) / blocks;
   if (chunks > members) chunks = members;
-  const int64_t rows = a.groups.offsets[members] / members, by_tasks = wanted / (blocks * chunks),
-                by_rows = rows / 64;
+  const int64_t by_tasks = wanted / (blocks * chunks), by_rows = rows / members / 64;
   const int64_t parts_wanted = by_tasks < by_rows ? by_tasks : by_rows,
                 parts = parts_wanted > 1 ? parts_wanted : 1;
-#pragma omp parallel
+#pragma omp parallel num_threads(team.size)
   {
-    Scratch* scratch = static_cast<Scratch*>(aligned_alloc(64, sizeof(Scratch)));
-    LinearTask task(a, order, *scratch);
+    LinearTask task(a, order, *reinterpret_cast<Scratch*>(team.scratch()));
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < blocks * chunks * parts; ++i) {
       const int64_t block = i / (chunks * parts), chunk = i / parts % chunks;
       task.run(block * OUTPUTS, members * chunk / chunks, members * (chunk + 1) / chunks, i % parts, parts);
     }
-    free(scratch);
   }
   free(order);
 }

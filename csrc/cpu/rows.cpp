@@ -1,9 +1,8 @@
 // Perturbed rows and accumulated noise: embeddings, vectors, perturb_, the noise alone, accumulate_.
-#include <cstdlib>
-
 #include "convert.h"
 #include "generate.h"
 #include "hadamard.h"
+#include "team.h"
 
 namespace thickets {
 namespace THICKETS_ISA {
@@ -18,22 +17,28 @@ struct Lanes {
 };
 
 // Columns col .. col + cols of a low-rank product: chain over the rank, then 1 / sqrt(R). A differs by lane,
-// B is that of one seed: its factors come 16 columns at a time into b, rank x COLS floats; a holds rank
-// packs.
-template <class Emit>
+// B is that of one seed. Writes cols packs to `tile`; `factors` holds those of RANKS ranks.
 void generate_lowrank(const Parameter& p, const LaneKey& key, U32x16 rows, int64_t seed, int64_t col,
-                      int cols, float* a, float* b, Emit&& emit) {
-  generate_factor(p, stream_lowrank_a, key, rows, [&](int k, F32x16 f) { store(a + k * LANES, f); });
+                      int cols, float* factors, float* tile) {
+  float* a = factors;
+  float* b = factors + RANKS * LANES;
   const LaneKey key_b = key_of(seed);
-  for (int j = 0; j < cols; j += LANES)
-    generate_factor(p, stream_lowrank_b, key_b, iota(static_cast<uint32_t>(col + j)),
-                    [&](int k, F32x16 f) { store(b + k * COLS + j, f); });
-  const F32x16 inverse_root(static_cast<float>(1.0 / ::sqrt(static_cast<double>(p.rank))));
-  for (int j = 0; j < cols; ++j) {
-    F32x16 sum(0.0f);
-    for (int k = 0; k < p.rank; ++k) sum = fma(load(a + k * LANES), F32x16(b[k * COLS + j]), sum);
-    emit(j, sum * inverse_root);
+  memset(tile, 0, static_cast<size_t>(cols) * sizeof(float[LANES]));
+  for (int rank = 0, ranks; rank < p.rank; rank += ranks) {
+    ranks = p.rank - rank < RANKS ? p.rank - rank : RANKS;
+    generate_factor(p, stream_lowrank_a, key, rows, rank, ranks,
+                    [&](int k, F32x16 f) { store(a + k * LANES, f); });
+    for (int j = 0; j < cols; j += LANES)
+      generate_factor(p, stream_lowrank_b, key_b, iota(static_cast<uint32_t>(col + j)), rank, ranks,
+                      [&](int k, F32x16 f) { store(b + k * COLS + j, f); });
+    for (int j = 0; j < cols; ++j) {
+      F32x16 sum = load(tile + j * LANES);
+      for (int k = 0; k < ranks; ++k) sum = fma(load(a + k * LANES), F32x16(b[k * COLS + j]), sum);
+      store(tile + j * LANES, sum);
+    }
   }
+  const F32x16 inverse_root(static_cast<float>(1.0 / ::sqrt(static_cast<double>(p.rank))));
+  for (int j = 0; j < cols; ++j) store(tile + j * LANES, load(tile + j * LANES) * inverse_root);
 }
 
 // One row of hadamard noise, n floats: (1 / n) D3 H D2 H D1 H e_row; H e_row is a pattern of signs.
@@ -79,9 +84,8 @@ void each_pack(const Parameter& p, const Lanes& lanes, int64_t col, int64_t cols
       end = lanes.count;
       if (p.family == Family::lowrank) {
         for (end = l + 1; end < lanes.count && lanes.seeds[end] == lanes.seeds[l];) ++end;
-        float* a = scratch + COLS * LANES;
-        generate_lowrank(p, key, rows, lanes.seeds[l], col + begin, static_cast<int>(width), a,
-                         a + p.rank * LANES, keep);
+        generate_lowrank(p, key, rows, lanes.seeds[l], col + begin, static_cast<int>(width),
+                         scratch + COLS * LANES, scratch);
       } else {
         with_dense_family(p.family, [&](auto family) {
           generate<decltype(family)::value>(p, key, rows, col + begin, static_cast<int>(width), keep);
@@ -97,21 +101,20 @@ void each_pack(const Parameter& p, const Lanes& lanes, int64_t col, int64_t cols
   }
 }
 
-// Floats of scratch that each_pack needs: a row and its signs, or a tile and the factors of its rank.
-size_t scratch_floats(const Parameter& p) {
-  if (p.family != Family::hadamard) return static_cast<size_t>(COLS * LANES + p.rank * (LANES + COLS));
+// Floats of scratch that each_pack needs: a row and its signs, or a tile and low-rank factors.
+int64_t scratch_floats(const Parameter& p) {
+  if (p.family != Family::hadamard) return COLS * LANES + RANKS * (LANES + COLS);
   const int64_t n = hadamard_length(p.full_cols);
-  return static_cast<size_t>(n + n / 32);
+  return n + n / 32;
 }
-
-float* allocate(size_t floats) { return static_cast<float*>(aligned_alloc(64, (floats + 15) / 16 * 64)); }
 
 }  // namespace
 
 void rows(const RowsArgs& a) {
-#pragma omp parallel if (a.count * a.cols > 16384)
+  const Team team(a.count * a.cols, scratch_floats(a.noise));
+#pragma omp parallel num_threads(team.size)
   {
-    float* scratch = allocate(scratch_floats(a.noise));
+    float* scratch = team.scratch();
 #pragma omp for schedule(dynamic)
     for (int64_t first = 0; first < a.count; first += LANES) {
       Lanes lanes;
@@ -126,7 +129,6 @@ void rows(const RowsArgs& a) {
         store(a.out, (first + l) * a.out.ld + k, eps, n);
       });
     }
-    free(scratch);
   }
 }
 
@@ -135,11 +137,12 @@ void accumulate(const AccumulateArgs& a) {
   const bool whole_rows = a.noise.family == Family::hadamard;
   const int64_t height = whole_rows ? 1 : LANES, width = whole_rows ? (a.cols > 0 ? a.cols : 1) : COLS;
   const int64_t across = (a.cols + width - 1) / width, down = (a.rows + height - 1) / height;
-#pragma omp parallel
+  const int64_t ld = (width + LANES - 1) / LANES * LANES;
+  const Team team(a.count * a.rows * a.cols, height * ld + scratch_floats(a.noise));
+#pragma omp parallel num_threads(team.size)
   {
-    float* scratch = allocate(scratch_floats(a.noise));
-    const int64_t ld = (width + LANES - 1) / LANES * LANES;
-    float* sum = allocate(static_cast<size_t>(height * ld));
+    float* sum = team.scratch();
+    float* scratch = sum + height * ld;
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < down * across; ++t) {
       const int64_t row = t / across * height, col = t % across * width;
@@ -165,8 +168,6 @@ void accumulate(const AccumulateArgs& a) {
           store(a.weight, at, load(a.weight, at, n) + load(sum + l * ld + k, n), n);
         }
     }
-    free(sum);
-    free(scratch);
   }
 }
 

@@ -1,10 +1,7 @@
 // Rows of members cut into tasks for the threads.
 #pragma once
-#include <omp.h>
-
-#include <cstdlib>
-
 #include "../ops.h"
+#include "team.h"
 
 namespace thickets {
 namespace THICKETS_ISA {
@@ -15,14 +12,14 @@ struct RowTask {
 };
 
 // f(task, scratch of `floats` floats) over all rows of all members: a member is one task, or several where
-// members are fewer than threads.
+// members are fewer than threads. `work` as in Team.
 template <class F>
-void for_row_tasks(const Groups& g, size_t floats, F&& f) {
-  const int64_t threads = omp_get_max_threads();
-  const int64_t parts = g.count == 0 || g.count >= threads ? 1 : (threads + g.count - 1) / g.count;
-#pragma omp parallel
+void for_row_tasks(const Groups& g, int64_t work, int64_t floats, F&& f) {
+  const Team team(work, floats);
+  const int64_t parts = g.count == 0 || g.count >= team.size ? 1 : (team.size + g.count - 1) / g.count;
+#pragma omp parallel num_threads(team.size)
   {
-    float* scratch = static_cast<float*>(aligned_alloc(64, (floats + 15) / 16 * 64));
+    float* scratch = team.scratch();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < g.count * parts; ++i) {
       const int64_t n = i / parts, part = i % parts;
@@ -31,7 +28,6 @@ void for_row_tasks(const Groups& g, size_t floats, F&& f) {
                          g.shared ? first : 0};
       if (task.begin < task.end) f(task, scratch);
     }
-    free(scratch);
   }
 }
 
