@@ -76,17 +76,31 @@ T* required(uintptr_t address, int64_t elements, const char* name) {
   return pointer<T>(address);
 }
 
-Parameter parameter(const Noise& n) {
-  const auto [family, rank, id, row, col, full_cols] = n;
-  if (family < 0 || family > static_cast<int>(Family::lowrank))
-    throw std::invalid_argument("unknown noise family");
-  return {static_cast<Family>(family), rank, id, row, col, full_cols};
+// The noise of a slice of `cols` columns, of a family from `first` to `last`.
+Parameter parameter(const Noise& n, int64_t cols, Family first, Family last) {
+  const auto [number, rank, id, row, col, full_cols] = n;
+  const Family family = static_cast<Family>(number);
+  if (family < first || family > last)
+    throw std::invalid_argument("noise must be a family that this kernel takes, got number " +
+                                std::to_string(number));
+  if (family == Family::lowrank && rank < 1)
+    throw std::invalid_argument("noise must have a rank >= 1, got " + std::to_string(rank));
+  // Scratch memory depends on these: 2^39 columns are the most that any family has.
+  if (family != Family::none &&
+      (row < 0 || col < 0 || cols < 0 || full_cols - col < cols || full_cols > int64_t{1} << 39))
+    throw std::invalid_argument("noise must lie within full_cols = " + std::to_string(full_cols) + ", got " +
+                                std::to_string(cols) + " columns from (" + std::to_string(row) + ", " +
+                                std::to_string(col) + ")");
+  return {family, rank, id, row, col, full_cols};
 }
 
-Matrix matrix(const Strided& m) {
+// No memory is fine where there is no matrix: (0, 0, 0).
+Matrix matrix(const Strided& m, const char* name) {
   const auto [address, dtype, ld] = m;
-  if (dtype < 0 || dtype > static_cast<int>(Dtype::float16)) throw std::invalid_argument("unknown dtype");
-  return {pointer<void>(address), static_cast<Dtype>(dtype), ld};
+  if (dtype < 0 || dtype > static_cast<int>(Dtype::float16))
+    throw std::invalid_argument(std::string(name) + " must have a known dtype, got number " +
+                                std::to_string(dtype));
+  return {required<void>(address, ld, name), static_cast<Dtype>(dtype), ld};
 }
 
 Groups groups(const Members& m) {
@@ -98,11 +112,11 @@ Groups groups(const Members& m) {
 void linear(const std::string& isa, const Noise& noise, const Members& members, uintptr_t x, int64_t ldx,
             const Strided& weight, int64_t member_stride, uintptr_t bias, int64_t bias_stride, uintptr_t y,
             int64_t ldy, int64_t out, int64_t in, bool storage) {
-  const LinearArgs args{parameter(noise),
+  const LinearArgs args{parameter(noise, in, Family::none, Family::rademacher),
                         groups(members),
                         required<const float>(x, in, "x"),
                         ldx,
-                        matrix(weight),
+                        matrix(weight, "weight"),
                         member_stride,
                         pointer<const float>(bias),
                         bias_stride,
@@ -118,7 +132,7 @@ void linear(const std::string& isa, const Noise& noise, const Members& members, 
 
 void noise_product(const std::string& isa, const Noise& noise, const Members& members, uintptr_t x,
                    int64_t ldx, uintptr_t y, int64_t ldy, int64_t out, int64_t in) {
-  const NoiseProductArgs args{parameter(noise),
+  const NoiseProductArgs args{parameter(noise, in, Family::hadamard, Family::lowrank),
                               groups(members),
                               required<const float>(x, in, "x"),
                               ldx,
@@ -127,23 +141,20 @@ void noise_product(const std::string& isa, const Noise& noise, const Members& me
                               out,
                               in};
   const Kernels& k = kernels(isa);
-  if (args.noise.family != Family::hadamard && args.noise.family != Family::lowrank)
-    throw std::invalid_argument(
-        "noise_product takes the structured families; the dense ones go through linear");
   py::gil_scoped_release released;
   args.noise.family == Family::hadamard ? k.hadamard_product(args) : k.lowrank_product(args);
 }
 
 void rows(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t scales, uintptr_t rows,
           int64_t count, int64_t cols, const Strided& weight, const Strided& out) {
-  const RowsArgs args{parameter(noise),
+  const RowsArgs args{parameter(noise, cols, Family::normal, Family::lowrank),
                       required<const int64_t>(seeds, count, "seeds"),
-                      pointer<const float>(scales),
+                      required<const float>(scales, count, "sigmas"),
                       required<const int64_t>(rows, count, "rows"),
                       count,
                       cols,
-                      matrix(weight),
-                      matrix(out)};
+                      matrix(weight, "weight"),
+                      matrix(out, "out")};
   required<void>(std::get<0>(out), count * cols, "out");
   const Kernels& k = kernels(isa);
   py::gil_scoped_release released;
@@ -152,13 +163,13 @@ void rows(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t
 
 void accumulate(const std::string& isa, const Noise& noise, uintptr_t seeds, uintptr_t coefficients,
                 int64_t count, int64_t rows, int64_t cols, const Strided& weight) {
-  const AccumulateArgs args{parameter(noise),
+  const AccumulateArgs args{parameter(noise, cols, Family::normal, Family::lowrank),
                             required<const int64_t>(seeds, count, "seeds"),
                             required<const float>(coefficients, count, "coefficients"),
                             count,
                             rows,
                             cols,
-                            matrix(weight)};
+                            matrix(weight, "weight")};
   required<void>(std::get<0>(weight), rows * cols, "weight");
   const Kernels& k = kernels(isa);
   py::gil_scoped_release released;
