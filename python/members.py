@@ -142,9 +142,8 @@ class Members:
         """FoldError unless x is [R, ...] or [1, ..., features]."""
         if x.dim() <= features:
             raise FoldError(f"its input {tuple(x.shape)} has no batch dimension")
-        if x.shape[0] != self.rows and (
-            x.shape[0] != 1 or x.dim() == 1
-        ):  # a single position is no batch of 1
+        shared = x.shape[0] == 1 and x.dim() > 1  # [1] may be a single position
+        if x.shape[0] != self.rows and not shared:
             got, expected = tuple(x.shape), f"N * B = {self.count} * {self.batch}"
             raise FoldError(
                 f"its input {got} does not have the leading size {expected} of the batch "

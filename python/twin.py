@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
 from .fallback import SOMETIMES_SLOW, MemberByMember, Slow
 from .guards import Guard, ReadError, tensors_in
@@ -78,7 +78,7 @@ class Twin:
         own = [key for key, tensor in module._parameters.items() if isinstance(tensor, Guard)]
         if is_parametrized(module) and any(isinstance(tensor, Guard) for tensor in module.parameters()):
             self.run_slowly(module, "its parameters are parametrized")
-        elif own and not isinstance(module, ParametrizationList):
+        elif own:
             tensors = {key: tensor for key, tensor in module._parameters.items() if tensor is not None}
             slots = {key: _named(tensor, self.parameters) for key, tensor in tensors.items()}
             layer = known_layer(module, slots)

@@ -158,7 +158,17 @@ def test_an_unperturbed_module_that_is_not_batch_first_is_refused() -> None:
 
 
 def test_an_unperturbed_sequence_without_batch_does_not_mix_the_members() -> None:
-    check(attention, randn(5, 8), options={"include": "head.*"})
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.attend = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return self.attend(y, y, y)[0]
+
+    check(Attending, randn(5, 8), options={"include": "layer.*"})
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -269,6 +279,52 @@ def test_a_parameter_of_a_custom_module() -> None:
     pm = check(Scaled, randn(4, 8), slow=["the model"], options={"noise": "lowrank-2"})
     eps = thickets.sample_noise((6, 8), seed=5, name="table", noise="lowrank-2")
     torch.testing.assert_close(pm.materialize(5, 0.5)["table"], torch.ones(3, 2, 8) + 0.5 * eps.view(3, 2, 8))
+
+
+def test_a_module_without_a_batch_moves_the_one_around_it() -> None:
+    """Its output has as many rows as the batch by chance."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 8))
+
+        def forward(self) -> Tensor:
+            return self.weight
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.table = Table()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) @ self.table().T
+
+    pm = check(Looking, randn(4, 8), slow=["the model"])
+    assert "table: it is given no tensor of the batch" in pm.slow_modules[0]
+
+
+def test_a_module_that_reduces_the_batch_moves_the_one_around_it() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.weight).mean(0, keepdim=True)
+
+    class Less(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.mean = Mean()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) - self.mean(x)
+
+    pm = check(Less, randn(4, 8), slow=["the model"])
+    assert "mean: its output (1, 8) does not have the leading size 4 of the batch" in pm.slow_modules[0]
 
 
 def test_tied_parameters_inside_the_slow_path() -> None:
