@@ -29,17 +29,20 @@ class Members:
         self.noise = noise
         self.precision = precision
         self.backend = backend
-        self.seeds = torch.empty(
-            0, dtype=torch.int64
-        )  # [N], bit patterns; none outside of a members() context
-        self.sigmas = torch.empty(0)  # float32 [N]
-        self.count = 0
         self.rows = 0
-        self.stored: dict[str, Tensor] = {}  # W' of all members by name, [N, *shape], in the stored mode
         self.alone = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Run as none."""
+        self.set(torch.empty(0, dtype=torch.int64), torch.empty(0), {})
 
     def set(self, seeds: Tensor, sigmas: Tensor, stored: dict[str, Tensor]) -> None:
-        """Run as these members from now on."""
+        """Run as these members from now on.
+
+        seeds: int64 [N], bit patterns; sigmas: float32 [N]; stored: W' of all by name, [N, *shape] each,
+        or nothing.
+        """
         self.seeds, self.sigmas, self.stored, self.count = seeds, sigmas, stored, seeds.shape[0]
 
     @contextmanager

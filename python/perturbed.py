@@ -95,7 +95,8 @@ class PerturbedModule(nn.Module):
         self._device = self._perturbed[0].tensor.device
         choose(self.backend, self._device)
         self._members = Members(self.noise, self.precision, self.backend)
-        self._twin = Twin(model, self._parameters_by_id, self._members, self.strict)
+        with torch.inference_mode(False):
+            self._twin = Twin(model, self._parameters_by_id, self._members, self.strict)
         self.__dict__["base"] = (
             model  # not registered: nothing done to this module shall reach its parameters
         )
@@ -124,26 +125,29 @@ class PerturbedModule(nn.Module):
         ValueError on bad members; RuntimeError inside of another members() of this module, if a module is in
         training mode and would be random or mix its batch, or if the base's parameters were replaced.
         """
-        given = members_tensors(seeds, sigmas, self._device)
-        count = given[0].shape[0]
-        if not count:
-            raise ValueError("seeds must be at least one, got none")
         if self._members.count:
             raise RuntimeError("members() must not be used inside of members() of the same module")
-        with torch.no_grad():
-            self._twin.follow_base()
-            self._twin.refuse_training()
-            fixed = self._by_count.setdefault(count, (torch.empty_like(given[0]), torch.empty_like(given[1])))
-            fixed[0].copy_(given[0])
-            fixed[1].copy_(given[1])
-            self._members.set(*fixed, {})
-            try:
-                self._fold = fold
-                if stored:
-                    self._members.stored = self._written()
-                yield self
-            finally:
-                self._members.set(given[0][:0], given[1][:0], {})
+        try:
+            self._enter(*members_tensors(seeds, sigmas, self._device), fold, stored)
+            yield self
+        finally:
+            self._members.clear()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _enter(self, seeds: Tensor, sigmas: Tensor, fold: bool, stored: bool) -> None:
+        if not seeds.numel():
+            raise ValueError("seeds must be at least one, got none")
+        self._twin.follow_base()
+        self._twin.refuse_training()
+        empty = torch.empty_like(seeds), torch.empty_like(sigmas)
+        fixed = self._by_count.setdefault(seeds.numel(), empty)
+        fixed[0].copy_(seeds)
+        fixed[1].copy_(sigmas)
+        self._fold = fold
+        self._members.set(*fixed, {})
+        if stored:
+            self._members.stored = self._written()
 
     def _written(self) -> dict[str, Tensor]:
         """W' of the current members by name, [N, *shape] each, in buffers that the next call reuses."""

@@ -322,6 +322,20 @@ def test_members_are_copied_into_fixed_buffers() -> None:
         assert torch.equal(pm(X), expected)
 
 
+def test_inference_mode_and_grad_mode_can_change_between_calls() -> None:
+    make = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)))
+    model = make()
+    with torch.inference_mode():
+        pm = thickets.perturb(model)
+        first = evaluate(pm, X)
+        with pm.members(SEEDS, SIGMAS, stored=True):
+            pm(X)
+    assert torch.equal(evaluate(pm, X), first)
+    with pm.members(SEEDS, SIGMAS, stored=True):
+        assert torch.equal(pm(X), first)
+        assert torch.is_grad_enabled()
+
+
 def test_mirrored_members_and_sigma_zero() -> None:
     model = seeded(mlp)()
     pm = thickets.perturb(model)
