@@ -80,15 +80,15 @@ def signals(figure: Any, outcomes: Sequence[Outcome]) -> None:
 def _rollout(axis: Any, outcome: Outcome, example: int) -> None:
     inputs, targets = outcome.case.held_out
     context, truth = inputs["context"][example], targets[example]
-    whole = torch.cat([context, truth])
+    whole = torch.cat([context, truth]).tolist()
     steps = range(len(context), len(whole))
     axis.axvspan(0, len(context) - 1, color=INK, alpha=0.07, lw=0, label="context")
     axis.plot(whole, color=INK, lw=1.3, ls=(0, (4, 2)), label="truth")
     for predictions, colour, label in ((outcome.random, GREY, "random members"), (outcome.top, SKY, "top K")):
-        for i, line in enumerate(predictions[:, example]):
+        for i, line in enumerate(predictions[:, example].tolist()):
             axis.plot(steps, line, color=colour, lw=0.8, alpha=0.55, label=label if i == 0 else None)
-    axis.plot(steps, outcome.base[example], color=ORANGE, lw=1.6, label="base")
-    axis.plot(steps, outcome.ensemble[example], color=BLUE, lw=2.2, label="ensemble")
+    axis.plot(steps, outcome.base[example].tolist(), color=ORANGE, lw=1.6, label="base")
+    axis.plot(steps, outcome.ensemble[example].tolist(), color=BLUE, lw=2.2, label="ensemble")
     axis.set_xlim(0, len(whole) - 1)
     axis.set_ylim(-1.6, 1.6)
 
@@ -149,7 +149,7 @@ def digits(figure: Any, outcomes: Sequence[Outcome]) -> None:
                     axis.set_ylabel(f"{name}\n{int(chosen.sum())} of {len(labels)}", color=colour)
                 if column < int(chosen.sum()):
                     i = int(chosen.nonzero()[column])
-                    axis.imshow(images[i], cmap="gray_r", vmin=0, vmax=1)
+                    axis.imshow(images[i].numpy(), cmap="gray_r", vmin=0, vmax=1)
                     axis.set_title(f"{int(base[i])} → {int(vote[i])}", color=colour)
 
 
