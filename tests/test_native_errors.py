@@ -78,7 +78,7 @@ def test_the_module_refuses(call: str, change: dict[str, Any], message: str) -> 
 
 def test_the_calls_above_are_valid_without_the_change() -> None:
     """Else any error would do. One member of one row, and nothing of it but a sum that stays zero."""
-    offsets, rows, zeros = torch.tensor([0, 1]), torch.tensor([0]), torch.zeros(4)
+    offsets, rows, zeros = torch.tensor([0, 1]), torch.tensor([0]), torch.zeros(16)
     matrix, group = (zeros.data_ptr(), 0, 4), (AT, AT, offsets.data_ptr(), 1, False)
     _C.linear(*(LINEAR | {"members": group, "weight": matrix, "y": zeros.data_ptr()}).values())
     _C.noise_product(*(PRODUCT | {"members": group, "y": zeros.data_ptr()}).values())

@@ -129,6 +129,7 @@ def test_threads(native: Backend, noise: str, dtype: torch.dtype) -> None:
     for count, rows, outputs, inputs in THREADED if dtype == torch.float32 else THREADED[:1]:
         run = layer(native, noise, outputs, inputs, dtype)
         seeds, sigmas = members(count)
+        seeds = seeds[torch.arange(count) // 3]  # equal ones lie in one task and in two
         x = normals(count, rows, inputs, dtype=dtype)
         with threads(1):
             expected = run(x, seeds, sigmas)
@@ -295,7 +296,6 @@ def test_strides(native: Backend, noise: str) -> None:
     row=st.integers(0, 300),
     col=st.integers(0, 150),
     distinct=st.integers(1, 5),
-    number=st.sampled_from([1, 2, 5]),
 )
 def test_any_shape(
     native: Backend,
@@ -308,12 +308,9 @@ def test_any_shape(
     row: int,
     col: int,
     distinct: int,
-    number: int,
 ) -> None:
     run = layer(native, noise, outputs, inputs, dtype, precision=precision, row=row, col=col)
     seeds, sigmas = members(len(sizes))
     seeds, offsets = seeds[torch.arange(len(sizes)) % distinct], ragged(sizes)
     x = normals(sum(sizes), inputs, dtype=dtype)
-    with threads(number):
-        actual = run(x, seeds, sigmas, offsets)
-    assert_same_bits(actual, one_by_one(run, x, seeds, sigmas, offsets))
+    assert_same_bits(run(x, seeds, sigmas, offsets), one_by_one(run, x, seeds, sigmas, offsets))
