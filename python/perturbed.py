@@ -169,9 +169,12 @@ class PerturbedModule(nn.Module):
 
         B is the leading size of the first tensor argument. Every tensor [B, ...] is repeated for the members;
         one with leading size 1 and scalars are left alone, in nested containers too; ValueError naming any
-        other. The base must treat the rows of its batch independently. RuntimeError outside of members().
+        other. A model that runs member by member as a whole takes its arguments as they are. RuntimeError
+        outside of members().
 
-        Its first call runs one member first, to find modules that need the slow path or mix the batch.
+        The first call with several members runs the first one alone too, and moves what needs it to the slow
+        path: a weight read past its layer, a layer off the batch, rows that are not independent. Compiled
+        code has no such check, so call the module once before torch.compile.
         """
         if not self._members.count:
             raise RuntimeError(

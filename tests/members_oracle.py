@@ -23,6 +23,21 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 Make = Callable[[], nn.Module]
 
 
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def ids(*shape: int, below: int = 11) -> Tensor:
+    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(1))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+X = randn(4, 6)  # an input of mlp
+
+
 def seeded(make: Make, dtype: torch.dtype = torch.float32) -> Make:
     """The factory as one that makes equal models in eval mode, with non-trivial norms and statistics."""
 
@@ -116,3 +131,14 @@ def check(
     assert state(model) == before
     assert [text.split(" (")[0] for text in pm.slow_modules] == (slow or [])
     return pm
+
+
+def check_compiled(make: Make, x: Tensor) -> None:
+    """Compiled code equals eager code for two sets of members, after an eager call, without recompiling."""
+    torch._dynamo.reset()
+    pm = perturb(seeded(make)())
+    evaluate(pm, x)  # modules move to the slow path in eager calls only
+    compiled = torch.compile(pm, backend="eager")
+    for seeds in ([1, 2, 3], [4, 5, 6]):
+        with pm.members(seeds, SIGMAS), torch._dynamo.config.patch(error_on_recompile=True):
+            torch.testing.assert_close(compiled(x), pm(x))

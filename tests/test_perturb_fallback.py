@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,15 +13,16 @@ import torch.nn.utils.parametrizations as parametrizations
 from members_oracle import (
     SEEDS,
     SIGMAS,
-    TOLERANCE,
     assert_members,
     check,
+    check_compiled,
     evaluate,
+    ids,
     one_by_one,
+    randn,
     seeded,
     state,
 )
-from test_perturb_layers import ids, randn
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm, weight_norm
 
@@ -33,162 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*nested tensors is in prototype",
     "ignore:.*deprecated",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small LSTMs spend seconds in OpenMP's barriers where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Around(nn.Module):
-    """A function of an inner module and the input, then a Linear."""
-
-    def __init__(self, inner: nn.Module, use: Callable[[Any, Tensor], Tensor], width: int = 8) -> None:
-        super().__init__()
-        self.inner = inner
-        self.use = use
-        self.head = nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.use(self.inner, x))
-
-
-def attention(batch_first: bool = True) -> nn.Module:
-    return Around(
-        nn.MultiheadAttention(8, 2, batch_first=batch_first), lambda m, x: m(x, x, x, need_weights=False)[0]
-    )
-
-
-def encoder_layer(batch_first: bool = True) -> nn.Module:
-    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
-
-
-def encoder() -> nn.Module:
-    return nn.TransformerEncoder(encoder_layer(), 2)
-
-
-def test_multihead_attention_runs_member_by_member() -> None:
-    check(attention, randn(2, 5, 8), slow=["inner"])
-
-
-def test_attention_as_the_whole_model_returns_its_weights_too() -> None:
-    x = randn(2, 5, 8)
-    check(lambda: nn.MultiheadAttention(8, 2, batch_first=True), x, x, x, slow=["the model"])
-
-
-def test_attention_masks() -> None:
-    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
-
-    class Masked(nn.Module):
-        def __init__(self, per_head: bool) -> None:
-            super().__init__()
-            self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.head = nn.Linear(8, 3)
-            self.per_head = per_head
-
-        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-            attn_mask = mask.expand(2 * x.shape[0], 5, 5) if self.per_head else mask
-            return self.head(self.attend(x, x, x, key_padding_mask=padding, attn_mask=attn_mask)[0])
-
-    padding = torch.tensor([[False] * 5, [False] * 4 + [True]])
-    check(lambda: Masked(False), randn(2, 5, 8), padding, slow=["attend"])
-    check(lambda: Masked(True), randn(2, 5, 8), padding, slow=["attend"])
-
-
-@pytest.mark.parametrize("norm_first", [False, True])
-def test_encoder_layer_in_eval_mode_takes_no_fast_path(norm_first: bool) -> None:
-    """In eval mode it would read its children's weights; only the attention is slow, the rest is not."""
-    make = lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)  # noqa: E731
-    check(make, randn(2, 5, 8), slow=["self_attn"])
-
-
-def test_encoder_layer_in_training_mode() -> None:
-    make = seeded(lambda: encoder_layer())
-    model = make().train()
-    pm = thickets.perturb(model)
-    x = randn(2, 5, 8)
-    assert_members(evaluate(pm, x), one_by_one(pm, lambda: make().train(), x))
-    assert model.training
-
-
-def test_encoder_with_padding_equals_its_nested_tensors() -> None:
-    """The ordinary forward zeroes the padding; so does ours."""
-    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    slow = ["layers.0.self_attn", "layers.1.self_attn"]
-    pm = check(encoder, randn(2, 5, 8), slow=slow, src_key_padding_mask=padding)
-    with pm.members(SEEDS, SIGMAS):
-        assert not pm(randn(2, 5, 8), src_key_padding_mask=padding)[:, 1, 3:].any()
-    check(encoder, randn(2, 5, 8), slow=slow)
-
-
-def test_whole_transformer() -> None:
-    make = lambda: nn.Transformer(8, 2, 1, 1, 16, 0.0, batch_first=True)  # noqa: E731
-    attentions = [
-        "encoder.layers.0.self_attn",
-        "decoder.layers.0.self_attn",
-        "decoder.layers.0.multihead_attn",
-    ]
-    check(make, randn(2, 5, 8), randn(2, 4, 8), slow=attentions)
-
-
-@pytest.mark.parametrize(
-    ("make", "x"),
-    [
-        (lambda: attention(batch_first=False), randn(5, 2, 8)),
-        (lambda: encoder_layer(batch_first=False), randn(5, 2, 8)),
-        (lambda: Around(nn.LSTM(8, 8), lambda m, x: m(x)[0]), randn(5, 2, 8)),
-        (lambda: nn.GRU(8, 8), randn(5, 2, 8)),
-    ],
-    ids=["attention", "encoder-layer", "lstm", "gru"],
-)
-def test_modules_that_are_not_batch_first_are_refused(make: Any, x: Tensor) -> None:
-    pm = thickets.perturb(make().eval())
-    with pm.members(SEEDS, SIGMAS), pytest.raises(ValueError, match="batch_first must be True for"):
-        pm(x)
-
-
-def test_an_unperturbed_module_that_is_not_batch_first_is_refused() -> None:
-    pm = thickets.perturb(attention(batch_first=False).eval(), include="head.*")
-    with pm.members(SEEDS, SIGMAS), pytest.raises(ValueError, match="batch_first must be True for"):
-        pm(randn(5, 2, 8))
-
-
-def test_an_unperturbed_sequence_without_batch_does_not_mix_the_members() -> None:
-    class Attending(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-            self.attend = nn.MultiheadAttention(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.layer(x)
-            return self.attend(y, y, y)[0]
-
-    check(Attending, randn(5, 8), options={"include": "layer.*"})
-
-
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_modules(kind: Any) -> None:
-    make = lambda: kind(8, 6, 2, batch_first=True, bidirectional=True)  # noqa: E731
-    check(make, randn(2, 5, 8), slow=["the model"])
-
-    def last_state(module: nn.Module, x: Tensor) -> Tensor:
-        state = module(x)[1]
-        return (state[0] if isinstance(state, tuple) else state)[-1]
-
-    check(lambda: Around(make(), last_state, 6), randn(2, 5, 8), slow=["inner"])
-
-
-def test_recurrent_state_is_split_along_its_batch() -> None:
-    def continued(module: nn.Module, x: Tensor) -> Tensor:
-        output, state = module(x[:, :2])
-        return output + module(x[:, 2:], state)[0]
-
-    check(lambda: Around(nn.LSTM(8, 8, 3, batch_first=True), continued), randn(3, 4, 8), slow=["inner"])
 
 
 class FunctionalTied(nn.Module):
@@ -488,14 +333,12 @@ def test_strict_raises_where_a_forward_needs_the_slow_path() -> None:
 
 
 def test_the_slow_path_is_said_once_with_its_reason() -> None:
-    with pytest.warns(
-        SlowPathWarning, match=re.escape("inner (MultiheadAttention): it uses its parameters itself")
-    ):
-        pm = thickets.perturb(attention().eval())
+    with pytest.warns(SlowPathWarning, match=re.escape("0 (GRUCell): it uses its parameters itself")):
+        pm = thickets.perturb(nn.Sequential(nn.GRUCell(8, 8)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            evaluate(pm, randn(2, 5, 8))
+            evaluate(pm, randn(2, 8))
     pm = thickets.perturb(FunctionalTied().eval())
     with pytest.warns(SlowPathWarning, match=r"the model \(FunctionalTied\): .*'embedding.weight'"):
         evaluate(pm, ids(4, 3))
@@ -564,27 +407,6 @@ def test_members_start_from_the_same_buffers() -> None:
     check(Stepping, randn(2, 8), slow=["the model"])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "make", [attention, lambda: nn.Sequential(nn.GRUCell(8, 8))], ids=["attention", "cell"]
-)
-def test_half_precision_modules(make: Any, dtype: torch.dtype) -> None:
-    x = randn(2, 5, 8) if make is attention else randn(2, 8)
-    make = seeded(make, dtype)
-    for precision in ("exact", "storage"):
-        pm = thickets.perturb(make(), precision=precision)
-        actual = evaluate(pm, x.to(dtype))
-        assert actual.dtype == dtype
-        wide = torch.float32 if precision == "exact" else dtype
-        expected = one_by_one(pm, make, x.to(dtype).to(wide), dtype=wide)
-        assert_members(actual, expected, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("noise", ["normal4", "rademacher", "hadamard", "lowrank-2"])
-def test_every_family_on_the_slow_path(noise: str) -> None:
-    check(attention, randn(2, 5, 8), slow=["inner"], options={"noise": noise})
-
-
 def test_the_base_is_not_written_when_a_forward_fails() -> None:
     model = nn.Sequential(weight_norm(nn.Linear(8, 4)), nn.MultiheadAttention(4, 2, batch_first=True)).eval()
     before = state(model)
@@ -594,17 +416,5 @@ def test_the_base_is_not_written_when_a_forward_fails() -> None:
     assert state(model) == before
 
 
-@pytest.mark.parametrize(
-    ("make", "x"),
-    [(attention, randn(2, 5, 8)), (encoder_layer, randn(2, 5, 8)), (FunctionalTied, ids(4, 3))],
-    ids=["attention", "encoder-layer", "tied"],
-)
-def test_the_compiled_slow_path_sees_new_members(make: Any, x: Tensor) -> None:
-    """After one eager call, in which modules move to the slow path."""
-    pm = thickets.perturb(seeded(make)())
-    evaluate(pm, x)
-    torch._dynamo.reset()
-    compiled = torch.compile(pm, backend="eager")
-    for seeds in ([1, 2, 3], [4, 5, 6]):
-        with pm.members(seeds, SIGMAS), torch._dynamo.config.patch(error_on_recompile=True):
-            torch.testing.assert_close(compiled(x), pm(x))
+def test_the_compiled_slow_path_sees_new_members() -> None:
+    check_compiled(FunctionalTied, ids(4, 3))

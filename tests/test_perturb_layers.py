@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import Place
-from members_oracle import SEEDS, SIGMAS, TOLERANCE, assert_members, check, evaluate, one_by_one, seeded
+from members_oracle import (
+    SEEDS,
+    SIGMAS,
+    TOLERANCE,
+    assert_members,
+    check,
+    evaluate,
+    ids,
+    one_by_one,
+    randn,
+    seeded,
+)
 from torch import Tensor, nn
 
 import thickets
@@ -15,14 +26,6 @@ import thickets
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same.")
 
 FAMILIES = ["normal", "normal4", "rademacher", "hadamard", "lowrank-3"]
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def ids(*shape: int, below: int = 11) -> Tensor:
-    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(1))
 
 
 class Tied(nn.Module):
