@@ -24,14 +24,14 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from .evaluation import Evaluator, Predict, call, check_chunking
 from .noise import CONTRACT_VERSION, family
 from .perturbed import PerturbedModule, perturb
+from .randopt.evaluation import Evaluator, Predict, call, check_chunking
 from .votes import Predictions, Votes, score_weights, vote
 
 if TYPE_CHECKING:
     from .randopt import SearchResult
-    from .store import Record
+    from .randopt.store import Record
 
 FORMAT: Literal["thickets.thicket/1"] = "thickets.thicket/1"
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thickets.folding import leaves
 from thickets.perturbed import PerturbedModule, SlowPathWarning, perturb
+from thickets.perturbed.folding import leaves
 
 SEEDS = [7, 2**64 - 1, 7]
 SIGMAS = [0.06, -0.04, -0.06]  # the third member mirrors the first

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import thickets
-from thickets.store import Record
+from thickets.randopt.store import Record
 
 SETTINGS = {"n": 40, "sigma": (0.1, 0.3), "top_k": 5, "seed": 11, "progress": False}
 

@@ -1,4 +1,4 @@
-"""The promise about memory: one copy of the weights plus the activations of a chunk, whatever the number of members."""
+"""The promise about memory: one copy of the weights and a chunk's activations, for any number of members."""
 
 import subprocess
 import sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +119,7 @@ def test_forms_of_groups(native: Backend, noise: str) -> None:
     assert_same_bits(run(x[0], seeds, sigmas), run(x[0].expand(3, -1, -1), seeds, sigmas))
 
 
-THREADED = [(1, 700, 20, 40), (2, 300, 70, 130), (9, 2, 200, 33), (60, 1, 1, 290)]  # N, M, O, K
+THREADED = [(1, 703, 20, 40), (2, 299, 70, 130), (9, 2, 200, 33), (60, 1, 1, 290)]  # N, M, O, K
 
 
 @every_isa
@@ -173,6 +174,21 @@ def test_torch_sets_the_number_of_threads(native: Backend) -> None:
     with threads(count):
         run(x, seeds, sigmas)
         assert len(os.listdir("/proc/self/task")) >= count
+
+
+@every_isa
+@every_family
+def test_concurrent_calls(native: Backend, noise: str) -> None:
+    """Calls release the GIL and share nothing."""
+    run = layer(native, noise, 70, 40)
+    seeds, sigmas = members(24)
+    x = normals(24, 2, 40)
+    expected = run(x, seeds, sigmas)
+    with ThreadPoolExecutor(4) as pool:
+        halves = [slice(0, 12), slice(12, 24)] * 4
+        results = pool.map(lambda part: run(x[part], seeds[part], sigmas[part]), halves)
+        for part, actual in zip(halves, results, strict=True):
+            assert_same_bits(actual, expected[part])
 
 
 @every_isa

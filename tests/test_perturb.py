@@ -25,7 +25,7 @@ from members_oracle import (
 from torch import Tensor, nn
 
 import thickets
-from thickets.fallback import ArgumentNames
+from thickets.perturbed.fallback import ArgumentNames
 
 
 def test_calls_need_members() -> None:

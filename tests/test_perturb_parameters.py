@@ -19,8 +19,8 @@ from members_oracle import (
 from torch import nn
 
 import thickets
-from thickets import parameters
-from thickets.parameters import collect, matching, matrix_view
+from thickets.perturbed import parameters
+from thickets.perturbed.parameters import collect, matching, matrix_view
 
 MLP_NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
 

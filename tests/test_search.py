@@ -17,9 +17,9 @@ from torch import nn
 
 import thickets
 from thickets import sample_member, search
-from thickets.evaluation import Member
+from thickets.randopt.evaluation import Member
+from thickets.randopt.store import Store, StoreError
 from thickets.statistics import wilson
-from thickets.store import Store, StoreError
 
 
 def run(**change):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from thickets.batches import as_batches, digest
-from thickets.chunks import ChunkSize, free_memory, memory_limit, out_of_memory, run_in_chunks
+from thickets.randopt.batches import as_batches, digest
+from thickets.randopt.chunks import ChunkSize, free_memory, memory_limit, out_of_memory, run_in_chunks
 
 CPU = torch.device("cpu")
 

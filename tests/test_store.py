@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from thickets.store import BASE, Record, Store, StoreError
+from thickets.randopt.store import BASE, Record, Store, StoreError
 
 RUN = {"base": "abc", "seed": 7, "sigmas": [0.001, 0.002], "mirrored": False, "filters": {"include": None}}
 
@@ -229,7 +229,7 @@ def test_a_process_killed_while_it_commits_leaves_whole_chunks(tmp_path):
     path = tmp_path / "run.sqlite"
     code = textwrap.dedent(f"""
         import os, signal
-        from thickets.store import Record, Store
+        from thickets.randopt.store import Record, Store
         import torch
         store = Store({os.fspath(path)!r}, {RUN!r})
         def chunk(first):
@@ -250,7 +250,7 @@ def test_several_processes_share_a_new_file(tmp_path):
     path = tmp_path / "run.sqlite"
     code = textwrap.dedent(f"""
         import sys
-        from thickets.store import Record, Store
+        from thickets.randopt.store import Record, Store
         import torch
         sys.stdin.readline()
         with Store({os.fspath(path)!r}, {RUN!r}) as store:

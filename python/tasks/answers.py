@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from thickets.randopt.store import Store
 from thickets.statistics import Interval, score_interval, solution_density
-from thickets.store import Store
 from thickets.tasks.case import in_metric, plain
 from thickets.tasks.inputs import read_inputs
 from thickets.tasks.run import STORE, find_run, load_run

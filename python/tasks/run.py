@@ -19,9 +19,9 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from thickets.evaluation import BASE_MEMBER
 from thickets.randopt import SearchResult, search
-from thickets.report import Report
+from thickets.randopt.evaluation import BASE_MEMBER
+from thickets.randopt.report import Report
 from thickets.statistics import Interval
 from thickets.tasks import digits, signals
 from thickets.tasks.case import Case, in_metric, plain

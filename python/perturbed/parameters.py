@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from .checks import INDEX_LIMIT, STORAGE
-from .noise import parameter_id
+from ..checks import INDEX_LIMIT, STORAGE
+from ..noise import parameter_id
 
 Filter = str | re.Pattern[str]
 Filters = Filter | Sequence[Filter] | None

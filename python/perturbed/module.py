@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backends import choose
+from ..backends import choose
+from ..functional import Seeds, Sigmas, members_tensors
+from ..noise import Family, family
 from .fallback import ArgumentNames
 from .folding import PLAIN, first_tensor, folded, leaves, map_tensors, mixing, unfolded
-from .functional import Seeds, Sigmas, members_tensors
 from .guards import BaseReads, ReadError
 from .members import FoldError, Members
-from .noise import Family, family
 from .parameters import Filters, collect, filter_texts, fingerprint
 from .twin import Twin
 

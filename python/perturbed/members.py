@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional import grouped_linear, perturb_, perturbed_embedding, perturbed_linear, perturbed_vector
+from ..functional import grouped_linear, perturb_, perturbed_embedding, perturbed_linear, perturbed_vector
 from .parameters import NamedParameter
 
 

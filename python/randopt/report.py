@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..statistics import Density, Interval, score_interval, solution_density, spearman
+from ..votes import score_weights, vote
 from .batches import Batch
 from .chunks import ChunkSize, run_in_chunks
 from .evaluation import BASE_MEMBER, Evaluator, Score, score_batch
-from .statistics import Density, Interval, score_interval, solution_density, spearman
 from .store import Record
-from .votes import score_weights, vote
 
 
 @dataclass(frozen=True)

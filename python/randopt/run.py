@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..noise import CONTRACT_VERSION, Family
+from ..perturbed import PerturbedModule, perturb
+from ..statistics import Density, solution_density
 from .batches import Batch, as_batches, digest
 from .chunks import Outcome, run_in_chunks
 from .evaluation import BASE_MEMBER, Evaluator, Member, Predict, Score, call, check_chunking
-from .noise import CONTRACT_VERSION, Family
-from .perturbed import PerturbedModule, perturb
 from .progress import Progress
 from .report import Report, held_out_report
-from .statistics import Density, solution_density
 from .store import Record, Store
 
 if TYPE_CHECKING:
-    from .thicket import Thicket
+    from ..thicket import Thicket
 
 SEEDS = 2**64
 _MIN_SIGMA, _MAX_SIGMA = 2.0**-126, 3.4028234e38  # the normal float32 numbers
@@ -107,7 +107,7 @@ class SearchResult:
 
     def thicket(self, k: int | float | None = None) -> Thicket:
         """The best k members (default top_k) as an artefact that can be saved."""
-        from .thicket import Thicket
+        from ..thicket import Thicket
 
         return Thicket.of(self, self.top(k))
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..votes import Predictions, join
 from .batches import Batch
 from .chunks import ChunkSize, memory_limit, run_in_chunks
-from .votes import Predictions, join
 
 if TYPE_CHECKING:
-    from .perturbed import PerturbedModule
+    from ..perturbed import PerturbedModule
 
 Predict = Callable[["PerturbedModule", Any], Any]
 Score = Callable[[Any, Any], Any]
