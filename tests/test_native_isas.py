@@ -215,6 +215,7 @@ def test_structured_noise_linear(native: Backend, noise: str) -> None:
         (300, 20, 100, 30, 100),
         (1, 1, 0, 0, None),
         (40, 130, 250, 0, 130),
+        (140, 5, (1 << 32) - 140, 100, 120),
     ):
         where = stream(noise, row, col, full_cols)
         x, y = normals(2, 6, inputs), normals(2, 6, outputs, seed=1)

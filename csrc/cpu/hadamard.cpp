@@ -56,7 +56,7 @@ void hadamard_product(const NoiseProductArgs& a) {
   if (a.out == 0) return;
   const int64_t n = hadamard_length(a.noise.full_cols), first = a.noise.row / n;
   const int64_t blocks = (a.noise.row + a.out - 1) / n + 1 - first;
-  const int64_t work = a.groups.rows() * (1 + 2 * blocks) * n;
+  const double work = 1.0 * a.groups.rows() * (1 + 2 * blocks) * n;
   for_row_tasks(a.groups, work, 2 * n + Diagonals::words(n, blocks),
                 [&](const RowTask& task, float* scratch) {
                   const Diagonals diagonals{n, first, blocks, reinterpret_cast<uint32_t*>(scratch + 2 * n)};

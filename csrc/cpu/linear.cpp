@@ -223,7 +223,7 @@ void linear(const LinearArgs& a) {
   const int64_t members = a.groups.count, blocks = (a.out + OUTPUTS - 1) / OUTPUTS;
   if (members == 0 || blocks == 0) return;
   const int64_t rows = a.groups.rows();
-  const Team team((members + rows / 16) * a.out * a.in, sizeof(Scratch) / sizeof(float));
+  const Team team(1.0 * (members + rows / 16) * a.out * a.in, sizeof(Scratch) / sizeof(float));
   auto order = reinterpret_cast<int64_t (*)[2]>(allocate_floats(4 * members));
   for (int64_t n = 0; n < members; ++n) {
     order[n][0] = a.noise.family == Family::none ? 0 : a.groups.seeds[n];

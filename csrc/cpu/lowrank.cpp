@@ -56,7 +56,7 @@ void lowrank_product(const NoiseProductArgs& a) {
   const float inverse_root = static_cast<float>(1.0 / ::sqrt(static_cast<double>(a.noise.rank)));
   const int together = a.noise.rank < RANKS ? a.noise.rank : RANKS;
   const int64_t floats = together * (padded(a.in) + padded(a.out));
-  const int64_t work = (a.groups.count + a.groups.rows() / 16) * a.noise.rank * (a.in + a.out);
+  const double work = 1.0 * (a.groups.count + a.groups.rows() / 16) * a.noise.rank * (a.in + a.out);
   for_row_tasks(a.groups, work, floats, [&](const RowTask& task, float* b) {
     float* A = b + together * padded(a.in);
     const LaneKey key = key_of(a.groups.seeds[task.member]);

@@ -111,7 +111,7 @@ int64_t scratch_floats(const Parameter& p) {
 }  // namespace
 
 void rows(const RowsArgs& a) {
-  const Team team(a.count * a.cols, scratch_floats(a.noise));
+  const Team team(1.0 * a.count * a.cols, scratch_floats(a.noise));
 #pragma omp parallel num_threads(team.size)
   {
     float* scratch = team.scratch();
@@ -138,7 +138,7 @@ void accumulate(const AccumulateArgs& a) {
   const int64_t height = whole_rows ? 1 : LANES, width = whole_rows ? (a.cols > 0 ? a.cols : 1) : COLS;
   const int64_t across = (a.cols + width - 1) / width, down = (a.rows + height - 1) / height;
   const int64_t ld = (width + LANES - 1) / LANES * LANES;
-  const Team team(a.count * a.rows * a.cols, height * ld + scratch_floats(a.noise));
+  const Team team(1.0 * a.count * a.rows * a.cols, height * ld + scratch_floats(a.noise));
 #pragma omp parallel num_threads(team.size)
   {
     float* sum = team.scratch();

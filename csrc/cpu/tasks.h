@@ -14,7 +14,7 @@ struct RowTask {
 // f(task, scratch of `floats` floats) over all rows of all members: a member is one task, or several where
 // members are fewer than threads. `work` as in Team.
 template <class F>
-void for_row_tasks(const Groups& g, int64_t work, int64_t floats, F&& f) {
+void for_row_tasks(const Groups& g, double work, int64_t floats, F&& f) {
   const Team team(work, floats);
   const int64_t parts = g.count == 0 || g.count >= team.size ? 1 : (team.size + g.count - 1) / g.count;
 #pragma omp parallel num_threads(team.size)

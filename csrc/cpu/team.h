@@ -19,11 +19,12 @@ THICKETS_INLINE int64_t max_threads() { return 1; }
 THICKETS_INLINE int64_t this_thread() { return 0; }
 #endif
 
-// Threads enough for `work`, counted in entries of noise, each with scratch of `floats` floats. Made before
-// `#pragma omp parallel num_threads(team.size)`, since no exception may leave such a region.
+// Threads enough for `work`, counted in entries of noise (a double: no product of sizes overflows it), each
+// with scratch of `floats` floats. Made before `#pragma omp parallel num_threads(team.size)`, since no
+// exception may leave such a region.
 class Team {
  public:
-  Team(int64_t work, int64_t floats)
+  Team(double work, int64_t floats)
       : size(static_cast<int>(work > SERIAL ? max_threads() : 1)),
         stride((floats + 15) / 16 * 16),
         memory(allocate_floats(size * stride)) {}
@@ -36,7 +37,7 @@ class Team {
   const int size;
 
  private:
-  static constexpr int64_t SERIAL = 16384;  // about 10 us of work: less than waking threads may cost
+  static constexpr double SERIAL = 16384;  // about 10 us of work: less than waking threads may cost
   const int64_t stride;
   float* const memory;
 };
