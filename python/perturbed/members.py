@@ -129,17 +129,21 @@ class Members:
     ) -> Tensor:
         """x [R, ...] times the members' vectors along dimension `dim`, plus their biases."""
         self.check_rows(x, 1)
+        shared = x.shape[0] != self.rows
+        grouped = x[None] if shared else x.reshape(self.count, self.batch, *x.shape[1:])
 
-        def rows(vector: NamedParameter) -> Tensor:
-            values = self.vector(vector)
-            values = values[:, None].expand(-1, self.batch, -1).flatten(0, 1) if vector.perturbed else values
-            shape = [1] * x.dim()
-            shape[0], shape[dim] = values.shape
+        def broadcast(vector: NamedParameter) -> Tensor:
+            values = self.vector(vector).to(x.dtype)
+            shape = [1] * grouped.dim()
+            shape[0], shape[dim + 1 if dim > 0 else dim] = values.shape
             return values.view(shape)
 
-        if weight is not None:
-            x = x * rows(weight)
-        return x if bias is None else x + rows(bias)
+        if weight is None:
+            y = grouped if bias is None else grouped + broadcast(bias)
+        else:
+            scale = broadcast(weight)
+            y = grouped * scale if bias is None else torch.addcmul(broadcast(bias), grouped, scale)
+        return y.expand(self.count, self.batch, *y.shape[2:]).flatten(0, 1)
 
     def check_rows(self, x: Tensor, features: int) -> None:
         """FoldError unless x is [R, ...] or [1, ..., features]."""
