@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -236,8 +235,7 @@ def info(as_json: Json = False) -> None:
     """Backends, instruction sets, versions, and why CUDA or Triton is off."""
     from thickets import info as installation
 
-    report = installation.report()
-    show(report, [json.dumps(report, indent=1)], as_json)
+    show(installation.report(), [installation.text()], as_json)
 
 
 def _settings(n: int, seed: int, quiet: bool, **settings: Any) -> Settings:
@@ -252,10 +250,13 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 def _finish(out: Path, experiments: list[Experiment], as_json: bool) -> None:
     from thickets.tasks.experiments import report_tables, write_report
+    from thickets.tasks.run import HELD_OUT
 
     report = write_report(out, experiments)
+    case = experiments[-1].folder / experiments[-1].outcomes[0].case.name
     where = f"{report['seconds']:.0f} s; pictures, report and experts are in {out}"
-    shown: list[Table | str] = [*report_tables(experiments), where]
+    then = f"Next: thickets vote {case} --inputs {case / HELD_OUT}"
+    shown: list[Table | str] = [*report_tables(experiments), where, then]
     show(report, shown, as_json)
 
 

@@ -57,4 +57,4 @@ def show(facts: dict[str, Any], shown: Sequence[Table | str], as_json: bool) -> 
         drawn = Drawn(*item.heads, title=item.title, caption=item.note)
         for row in item.rows:
             drawn.add_row(*row)
-        Console().print(drawn)
+        Console(markup=False, highlight=False).print(drawn)  # brackets are intervals here

@@ -53,6 +53,23 @@ def header() -> str:
     return "\n".join([*lines, facts["gpu"]] if facts["gpu"] else lines)
 
 
+def text() -> str:
+    """The report for a reader: the header, a line for each backend and for what is off, the libraries."""
+    facts = report()
+    backends = [(f"backend {b['name']} ({', '.join(b['devices'])})", b["why_not"]) for b in facts["backends"]]
+    built = [
+        f"{isa} ({'here' if here else 'not on this CPU'})" for isa, here in facts["native"]["built"].items()
+    ]
+    return "\n".join(
+        [
+            header(),
+            *(f"{name}: {why or 'ready'}" for name, why in [*backends, *facts["off"].items()]),
+            f"instruction sets built: {', '.join(built) or 'none'}",
+            ", ".join(f"{name} {found or 'not installed'}" for name, found in facts["versions"].items()),
+        ]
+    )
+
+
 def native() -> dict[str, Any]:
     """thickets._C: its instruction sets, whether this CPU has them, the chosen one, or why it cannot load."""
     try:

@@ -141,6 +141,11 @@ def test_signals_takes_its_options(tmp_path):
     settings = {"noise": "lowrank-2", "sigmas": [0.01, 0.02], "seed": 3, "n": 5, "top_k": 2, "vote": "mean"}
     assert settings.items() <= case["settings"].items()
     assert (tmp_path / "store" / "signals-haystack.sqlite").exists()
+    folder = tmp_path / "out" / "haystack"
+    answers = json.loads(good("vote", folder, "--inputs", folder / "held_out.npz", "--json"))
+    assert answers["measured"].pop("metric") == "MSE"
+    assert answers["measured"] == pytest.approx(case["vote"], rel=1e-5)  # another backend, of low rank too
+    assert numpy.shape(answers["answers"]) == numpy.shape(answers["spread"]) == (signals.HELD_OUT, 60)
 
 
 def test_info_and_bench_print_json():

@@ -63,6 +63,18 @@ def test_a_roll_out_feeds_its_forecasts_back():
     assert torch.equal(rolled, torch.cat(expected, 1))
 
 
+def test_members_roll_out_alike_inside_of_the_model_and_outside():
+    pm = thickets.perturb(signals.untrained(1))
+    context = signals.draw("sine", 3, torch.Generator().manual_seed(0))[:, :10]
+    with pm.members([1, 2], [0.05, 0.05]):
+        inside = pm(context, steps=6)
+    window = context.repeat(2, 1)
+    with pm.members([1, 2], [0.05, 0.05], fold=False):
+        for _ in range(6):
+            window = torch.cat([window[:, 1:], pm(window, steps=1)], 1)
+    assert torch.equal(inside, window[:, 4:].reshape(2, 3, 6))
+
+
 def test_the_selection_and_held_out_signals_differ():
     case = small_signals(examples=50)
     chosen, held_out = case.select[0]["context"], case.held_out[0]["context"]

@@ -32,17 +32,19 @@ def answer(run: Path, file: Path, how: str | None = None, backend: str = "auto")
         "experts": len(thicket.members),
         "answers": votes.answers.tolist(),
         "confidence": None if votes.confidence is None else votes.confidence.tolist(),
+        "spread": None if votes.spread is None else votes.spread.tolist(),
         "measured": measured,
     }
 
 
 def answers_table(answers: dict[str, Any], limit: int) -> Table:
     """The first answers, one line for each example."""
+    heads = ("example", "answer") if answers["confidence"] is None else ("example", "answer", "confidence")
     rows = []
     for i, given in enumerate(answers["answers"][:limit]):
         text = " ".join(f"{value:.3g}" for value in given) if isinstance(given, list) else str(given)
-        confidence = answers["confidence"]
-        rows.append((str(i), text, "" if confidence is None else f"{confidence[i]:.2f}"))
+        confidence = () if answers["confidence"] is None else (f"{answers['confidence'][i]:.2f}",)
+        rows.append((str(i), text, *confidence))
     note = f"{len(rows)} of {len(answers['answers'])} examples shown."
     if answers["measured"] is not None:
         measured = answers["measured"]
@@ -50,7 +52,7 @@ def answers_table(answers: dict[str, Any], limit: int) -> Table:
             f" {measured['metric']} {measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}]."
         )
     title = f"{answers['experts']} experts of {answers['run']}, {answers['how']}"
-    return Table(title, ("example", "answer", "confidence"), rows, note)
+    return Table(title, heads, rows, note)
 
 
 def density_of(run: Path) -> dict[str, Any]:
