@@ -318,8 +318,26 @@ def check_ids(ids: Tensor, rows: int) -> None:
 
 
 def check_apart(name: str, written: Tensor, other_name: str, other: Tensor) -> None:
-    """`written` shares no memory with `other`, as far as dense tensors tell."""
-    if written.is_contiguous() and other.is_contiguous():
-        begin, other_begin = written.data_ptr(), other.data_ptr()
-        if begin < other_begin + other.nbytes and other_begin < begin + written.nbytes:
-            raise ValueError(f"{name} must not share memory with {other_name}")
+    """`written` shares no memory with `other`."""
+    if _overlap(written, other):
+        raise ValueError(f"{name} must not share memory with {other_name}")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte and past the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors share bytes; views whose rows interleave do not."""
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    (begin, end), (other_begin, other_end) = _span(a), _span(b)
+    if end <= other_begin or other_end <= begin:
+        return False
+    pitch = a.stride(-2) * a.element_size() if a.dim() == b.dim() == 2 else 0
+    if pitch > 0 and pitch == b.stride(-2) * b.element_size() and a.stride(-1) == b.stride(-1) == 1:
+        between = (other_begin - begin) % pitch  # from a's columns to b's, in a row of their common storage
+        return between < a.shape[1] * a.element_size() or between + b.shape[1] * b.element_size() > pitch
+    return True

@@ -196,7 +196,8 @@ def _fake_perturb_(*args: Any) -> None:
 def perturb_(out: Tensor, weight: Tensor, seed: Tensor, sigma: Tensor, *rest: Any) -> None:
     stream = checks.perturb_(out, weight, seed, sigma, *rest[:-1])
     checks.check_finite("sigma", sigma, stream)
-    if out.data_ptr() != weight.data_ptr() or out.dtype != weight.dtype:
+    same = out.data_ptr() == weight.data_ptr() and out.dtype == weight.dtype
+    if not (same and out.stride() == weight.stride()):
         checks.check_apart("out", out, "weight", weight)
     chosen = choose(rest[-1], weight.device)
     if out.numel() == 0:

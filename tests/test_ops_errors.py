@@ -272,6 +272,24 @@ def test_what_is_written_shares_no_memory_with_what_is_read() -> None:
         call("perturb_", out=line[:20].view(torch.bfloat16)[:20].view(5, 4), weight=line[:20].view(5, 4))
 
 
+def test_a_transposed_view_is_not_the_weight_itself() -> None:
+    storage = ones(4, 4)
+    with pytest.raises(ValueError, match=r"^out must not share memory with weight"):
+        call("perturb_", out=storage.T, weight=storage)
+
+
+@pytest.mark.parametrize(("column", "shares"), [(0, True), (3, True), (4, False), (8, False), (9, True)])
+def test_columns_of_one_storage_are_told_apart(column: int, shares: bool) -> None:
+    storage = ones(5, 12)
+    weight, out = storage[:, :4], storage.view(-1)[column : column + 48].view(4, 12)[:, :4]
+    weight = weight[:4]
+    if shares and column:
+        with pytest.raises(ValueError, match=r"^out must not share memory with weight"):
+            call("perturb_", out=out, weight=weight)
+    else:
+        call("perturb_", out=out, weight=weight)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
