@@ -19,6 +19,12 @@ THICKETS_INLINE void store(const Matrix& m, int64_t i, F32x16 x, int n) {
             m.dtype == Dtype::bfloat16 ? bfloat16_bits(x) : float16_bits(x), n);
 }
 
+// Brings the line of element i, which may lie past the end, towards the second-level cache.
+THICKETS_INLINE void prefetch(const Matrix& m, int64_t i) {
+  const int64_t size = m.dtype == Dtype::float32 ? 4 : 2;
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(m.data) + i * size), 0, 2);
+}
+
 // x as it would be read back from storage.
 THICKETS_INLINE F32x16 rounded(F32x16 x, Dtype dtype) {
   if (dtype == Dtype::float32) return x;

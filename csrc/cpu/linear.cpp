@@ -47,8 +47,9 @@ void load_tile(const Matrix& w, int64_t element, const Span& span, Tile& tile) {
       F32x16 block[16];
       for (int r = 0; r < 16; ++r) {
         const int output = p * LANES + r;
-        block[r] = output < span.outputs ? load(w, element + (span.output + output) * w.ld + span.k + k, cols)
-                                         : F32x16(0.0f);
+        const int64_t at = element + (span.output + output) * w.ld + span.k + k;
+        block[r] = output < span.outputs ? load(w, at, cols) : F32x16(0.0f);
+        prefetch(w, at + COLS);  // the next tile's part, while the members multiply this one
       }
       transpose16(block);
       for (int j = 0; j < 16; ++j) store(tile.v[p][k + j], block[j]);
