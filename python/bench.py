@@ -175,18 +175,26 @@ def geometric_mean(results: Iterable[Result], contender: str, baseline: str) -> 
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: microseconds per member (20 to 80 % quantiles), each family's ratios to loop and floor."""
-    families = [name for name in results[0].timings if name not in BASELINES]
-    lines = [
-        "| layer, rows per member | loop us | floor us | " + " | ".join(f"{f} us" for f in families) + " |"
-    ]
-    lines.append("| --- " * (3 + len(families)) + "|")
+    """Markdown: per case and contender microseconds per member, their spread, GFLOP/s and the ratios."""
+    header = ("layer, rows per member", "contender", "us", "20-80 %", "GFLOP/s", "x loop", "x floor")
+    lines = [header, ("---",) * len(header)]
     for result in results:
-        cells = []
         for name, timing in result.timings.items():
-            cell = f"{timing.median * 1e6:.0f} ({timing.low * 1e6:.0f}-{timing.high * 1e6:.0f})"
-            if name in families:
-                cell += f"; {result.ratio(name, 'loop'):.1f}x loop, {result.ratio(name, 'floor'):.2f}x floor"
-            cells.append(cell)
-        lines.append(f"| {result.case} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rate = result.case.flops / timing.median / 1e9
+            ratios = [f"{result.ratio(name, base):.2f}" for base in BASELINES]
+            spread = f"{timing.low * 1e6:.0f}-{timing.high * 1e6:.0f}"
+            lines.append(
+                (str(result.case), name, f"{timing.median * 1e6:.0f}", spread, f"{rate:.0f}", *ratios)
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Markdown: geometric means over the layers, x loop / x floor, for each number of rows and family."""
+    families = [name for name in results[0].timings if name not in BASELINES]
+    lines = [("rows per member", *families), ("---",) * (1 + len(families))]
+    for rows in sorted({result.case.rows for result in results}):
+        chosen = [result for result in results if result.case.rows == rows]
+        means = [[geometric_mean(chosen, name, base) for base in BASELINES] for name in families]
+        lines.append((str(rows), *(f"{loop:.1f} / {floor:.2f}" for loop, floor in means)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -226,7 +226,9 @@ def bench(
         on_result=lambda result: say(str(result.case)),
     )
     facts = {"machine": installation.report(), "results": [result.as_dict() for result in results]}
-    show(facts, [installation.header(), "", benchmark.table(results)], as_json)
+    means = "Geometric means over the layers, x loop / x floor:"
+    text = [installation.header(), "", benchmark.table(results), "", means, "", benchmark.summary(results)]
+    show(facts, text, as_json)
 
 
 @app.command()
