@@ -154,6 +154,7 @@ def test_info_and_bench_print_json():
     layer = ("--layers", "8x16", "--rows", 2, "--families", "rademacher", "--members", 2, "--seconds", 0.01)
     (result,) = json.loads(good("bench", *layer, "--json"))["results"]
     assert set(result["ratios"]["rademacher"]) == {"x loop", "x floor"}
+    assert "Geometric means" in good("bench", *layer)
 
 
 # What fails

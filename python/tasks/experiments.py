@@ -88,7 +88,7 @@ def run_experiment(
             n=settings.family_n or settings.n,
             runs=settings.runs,
             families=settings.families,
-            seed=settings.seed + 1000,
+            seed=1000 * (settings.seed + 1),  # another seed's comparison shares no member either
             sigma=settings.sigma,
             top_k=settings.top_k,
             progress=settings.progress,
