@@ -25,7 +25,17 @@ from thickets import cli
 from thickets.tasks import digits, experiments, run, signals
 
 COMMANDS = ["demo", "signals", "digits", "vote", "export", "density", "bench", "info"]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SHELL = [sys.executable, "-c", "from thickets.cli import main; main()"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """What runs here is small: on a busy machine several threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def call(*arguments):
@@ -72,7 +82,11 @@ def test_a_vote_in_a_fresh_process_is_that_of_the_run(folder):
     inputs = folder / "held_out.npz"
     ours = json.loads(good("vote", folder.parent, "--inputs", inputs, "--json"))
     fresh = subprocess.run(
-        [*SHELL, "vote", folder, "--inputs", inputs, "--json"], capture_output=True, text=True, check=True
+        [*SHELL, "vote", folder, "--inputs", inputs, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ONE_THREAD,
     )
     assert json.loads(fresh.stdout) == ours | {"run": str(folder)}
     report = json.loads((folder / "report.json").read_text())
@@ -236,9 +250,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_ctrl_c_keeps_the_progress(tmp_path):
     """SIGINT to a real process in the middle of its search; the same command then goes on."""
     command = [*SHELL, "digits", "--shift", "rotation", "--out", tmp_path, "--json", "--n"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     store = tmp_path / "rotation" / "run.sqlite"
-    process = subprocess.Popen([*command, "200000"], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([*command, "200000"], stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
     deadline = time.monotonic() + 120
     while not _scored(store) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -248,7 +261,7 @@ def test_ctrl_c_keeps_the_progress(tmp_path):
     assert stderr.strip() == "interrupted: progress kept, the same command goes on from there"
     kept = _scored(store)
     assert 0 < kept < 200000
-    again = subprocess.run([*command, "30"], capture_output=True, text=True, check=True, env=environment)
+    again = subprocess.run([*command, "30"], capture_output=True, text=True, check=True, env=ONE_THREAD)
     assert json.loads(again.stdout)["cases"][0]["settings"]["n"] == 30
     assert _scored(store) == max(kept, 30)
 

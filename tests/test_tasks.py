@@ -26,6 +26,15 @@ from thickets.thicket import Thicket
 SMALL = {"n": 12, "top_k": 3, "correlate": 5, "random": 2, "progress": False}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """What runs here is small: on a busy machine several threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def small_signals(**options):
     return signals.case("haystack", **{"examples": 6, "horizon": 4} | options)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from thickets import info
 from thickets.tasks import figures, tables
+from thickets.tasks.case import one_thread
 from thickets.tasks.families import Comparison, compare
 from thickets.tasks.run import Outcome, open_case, run_case, write_json
 
@@ -101,10 +102,11 @@ def run_experiment(
 def run_demo(out: Path, settings: Settings, say: Callable[[str], None] = lambda _: None) -> list[Experiment]:
     """Both experiments, small: all regimes of signals, a shift of digits that helps and one that does not."""
     signals = replace(settings, options={"examples": 128})
-    return [
-        run_experiment("signals", ("thicket", "plateau", "haystack"), out / "signals", signals, say),
-        run_experiment("digits", ("rotation", "noise"), out / "digits", settings, say),
-    ]
+    with one_thread():
+        return [
+            run_experiment("signals", ("thicket", "plateau", "haystack"), out / "signals", signals, say),
+            run_experiment("digits", ("rotation", "noise"), out / "digits", settings, say),
+        ]
 
 
 def report_tables(experiments: Sequence[Experiment]) -> list[tables.Table]:
