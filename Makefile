@@ -12,7 +12,7 @@ demo: build                           ## both experiments in about a minute
 	$(BIN)/thickets demo
 
 test: build                           ## the test suite
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 bench: build                          ## micro-benchmarks
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only
