@@ -284,3 +284,11 @@ def test_an_interrupt_anywhere_is_exit_code_130(monkeypatch):
     result = call("digits")
     assert result.exit_code == 130
     assert "progress kept" in result.stderr
+
+
+def test_a_missing_package_is_said_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "find_spec", lambda package: None)
+    result = call("demo", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "experiments need matplotlib, sklearn: pip install 'thickets[tasks]'" in result.stderr
+    assert not (tmp_path / "out").exists()

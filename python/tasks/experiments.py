@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ class Experiment:
     seconds: float
 
 
+def _require(*packages: str) -> None:
+    """RuntimeError before anything is computed, rather than when it is to be drawn."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise RuntimeError(f"experiments need {', '.join(missing)}: pip install 'thickets[tasks]'")
+
+
 def run_experiment(
     task: str,
     cases: Sequence[str],
@@ -58,6 +66,7 @@ def run_experiment(
     say: Callable[[str], None] = lambda _: None,
 ) -> Experiment:
     """Run cases of one task ("signals": regimes, "digits": shifts) into `out`; `say` hears of each step."""
+    _require("matplotlib")
     started = time.perf_counter()
     if settings.store is not None:
         settings.store.mkdir(parents=True, exist_ok=True)
@@ -101,6 +110,7 @@ def run_experiment(
 
 def run_demo(out: Path, settings: Settings, say: Callable[[str], None] = lambda _: None) -> list[Experiment]:
     """Both experiments, small: all regimes of signals, a shift of digits that helps and one that does not."""
+    _require("matplotlib", "sklearn")
     signals = replace(settings, options={"examples": 128})
     with one_thread():
         return [
