@@ -45,3 +45,12 @@ def poisoned_empty() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)  # implies torch.utils.deterministic's filling
     yield
     torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work on one thread: on a busy machine several would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

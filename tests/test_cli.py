@@ -24,18 +24,11 @@ import thickets
 from thickets import cli
 from thickets.tasks import digits, experiments, run, signals
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COMMANDS = ["demo", "signals", "digits", "vote", "export", "density", "bench", "info"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SHELL = [sys.executable, "-c", "from thickets.cli import main; main()"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What runs here is small: on a busy machine several threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def call(*arguments):

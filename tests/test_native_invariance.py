@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -34,14 +33,7 @@ from torch import Tensor
 
 from thickets.backends import Backend
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """What these tests call is tiny: threads only where they are the subject."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_empty")
 
 
 class Layer(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,6 @@ from native_cases import (
     normals,
     ragged,
     stream,
-    threads,
 )
 from oracle import assert_close, member_weights, oracle_linear, oracle_noise_linear, oracle_vector
 from torch import Tensor
@@ -38,14 +36,7 @@ from thickets.noise import entries
 
 PORTABLE = backend("portable")
 OBJECTS = Path(__file__).parents[1] / "build"
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """What these tests call is tiny; test_native_invariance.py has the threads."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_empty")
 
 
 class Slice(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,20 +23,14 @@ from torch import Tensor, nn
 
 import thickets
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:running member by member",
-    "ignore:.*nested tensors is in prototype",
-    "ignore:.*deprecated",
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small LSTMs spend seconds in OpenMP's barriers where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        "ignore:running member by member",
+        "ignore:.*nested tensors is in prototype",
+        "ignore:.*deprecated",
+    ),
+]
 
 
 class Around(nn.Module):

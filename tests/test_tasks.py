@@ -23,16 +23,9 @@ from thickets.tasks.case import generator
 from thickets.tasks.inputs import read_inputs
 from thickets.thicket import Thicket
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"n": 12, "top_k": 3, "correlate": 5, "random": 2, "progress": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What runs here is small: on a busy machine several threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_signals(**options):

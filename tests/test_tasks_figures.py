@@ -8,21 +8,13 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 
-import torch
 from PIL import Image
 
 from thickets.tasks import digits, experiments, signals
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = {"signals": ("haystack", "plateau"), "digits": ("rotation", "noise")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What runs here is small: on a busy machine several threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
