@@ -1,0 +1,159 @@
+"""The fused product: noise generated in registers as an operand of the tensor cores.
+
+A program multiplies one tile of outputs by one tile of a member's rows. Noise or W' is the left operand
+[outputs, columns], so that few rows still fill a tensor core, whose 16 or 64 lines are outputs. Programs that
+share a tile of W follow each other: it is read from memory once for many members.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .groups import group_of_tile, tiles
+from .launch import DTYPES, FAMILIES, Members, Noise
+from .noise import INTERPRETED, NONE, dense_tile, fma
+from .tuning import Tuned, config
+
+ALIGNMENT = 128  # tiles begin at multiples of it, where a Philox call of every family does
+
+
+@triton.jit(do_not_specialize=["id_low", "id_high", "row", "col", "count", "rows", "total", "outputs"])
+def linear_kernel(
+    y,  # [T, O]
+    x,  # [T, K], or [M, K] shared by all members
+    w,  # [O, K], or [N, O, K] one per member, or None: the noise alone
+    base,  # [T, O], or [M, O] as x, or None: what the product is added to
+    bias,  # [O], or [N, O] one per member, or None
+    seeds,
+    sigmas,
+    offsets,
+    scale,
+    id_low,
+    id_high,
+    row,
+    col,
+    count,
+    rows,
+    total,
+    outputs,
+    inputs,
+    y_stride,
+    x_stride,
+    w_stride,
+    w_member,
+    base_stride,
+    bias_member,
+    FAMILY: tl.constexpr,
+    SHIFT: tl.constexpr,  # columns of the first tile before the first of W
+    SHARED: tl.constexpr,
+    STORAGE: tl.constexpr,  # round W' to the dtype of W
+    OPERAND: tl.constexpr,  # the dtype of both factors
+    MEMBERS: tl.constexpr,
+    TILE_O: tl.constexpr,
+    TILE_K: tl.constexpr,
+    TILE_M: tl.constexpr,
+):
+    member, first, end = group_of_tile(
+        tl.program_id(0), offsets, count, rows, total, offsets is not None, MEMBERS, TILE_M
+    )
+    if first >= end:
+        return
+    member = member.to(tl.int64)
+    seed = tl.load(seeds + member)
+    s = tl.load(sigmas + member) * scale
+    i_y = first + tl.arange(0, TILE_M)
+    m_y = i_y < end
+    i_x = i_y - member * rows if SHARED else i_y
+    i_o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
+    m_o = i_o < outputs
+    p_x = x + i_x[None, :] * x_stride
+    if w is not None:
+        p_w = w + member * w_member + i_o[:, None].to(tl.int64) * w_stride
+    acc = tl.zeros((TILE_O, TILE_M), tl.float32)
+    for start in range(0, SHIFT + inputs, TILE_K):
+        i_k = start - SHIFT + tl.arange(0, TILE_K)
+        m_k = i_k < inputs
+        if SHIFT > 0:
+            m_k = m_k & (i_k >= 0)
+        b_x = tl.load(p_x + i_k[:, None], mask=m_k[:, None] & m_y[None, :], other=0.0)  # [TILE_K, TILE_M]
+        if w is not None:
+            b_w = tl.load(p_w + i_k[None, :], mask=m_o[:, None] & m_k[None, :], other=0.0)  # [TILE_O, TILE_K]
+        if FAMILY != NONE:
+            eps = dense_tile(seed, id_low, id_high, row + i_o, col - SHIFT + start, FAMILY, TILE_O, TILE_K)
+            if w is None:
+                b_w = eps
+            elif STORAGE:
+                b_w = fma(s, eps, b_w.to(tl.float32)).to(w.dtype.element_ty)
+            else:
+                b_w = fma(s, eps, b_w.to(tl.float32))
+        b_w = b_w.to(OPERAND)
+        b_x = b_x.to(OPERAND)
+        if INTERPRETED:  # its bfloat16 products are garbage
+            acc = tl.dot(b_w.to(tl.float32), b_x.to(tl.float32), acc)
+        else:
+            acc = tl.dot(b_w, b_x, acc, input_precision="tf32x3")
+    if w is None:
+        acc = acc * s
+    m_out = m_o[:, None] & m_y[None, :]
+    if base is not None:
+        i_base = (i_x if SHARED else i_y) * base_stride
+        acc = tl.load(base + i_base[None, :] + i_o[:, None], mask=m_out, other=0.0).to(tl.float32) + acc
+    if bias is not None:
+        acc += tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0).to(tl.float32)[:, None]
+    tl.store(y + i_y[None, :] * y_stride + i_o[:, None], acc.to(y.dtype.element_ty), mask=m_out)
+
+
+TUNED = Tuned(
+    linear_kernel,
+    [
+        config(TILE_O=64, TILE_K=128, warps=4),
+        config(TILE_O=128, TILE_K=128, warps=4),
+        config(TILE_O=128, TILE_K=128, warps=8),
+    ],
+    key=["outputs", "inputs", "FAMILY", "OPERAND", "TILE_M"],
+    written=["y"],
+)
+
+
+def linear(
+    y: Tensor,
+    x: Tensor,
+    w: Tensor | None,
+    base: Tensor | None,
+    bias: Tensor | None,
+    members: Members,
+    noise: Noise,
+    operand: torch.dtype,
+    storage: bool = False,
+) -> None:
+    """y = x W'^T + bias, or without a W: y = base + s (x eps^T) + bias, for dense noise or none.
+
+    y [T, O]; x [T, K], or [M, K] shared by all members; w [O, K] or one per member [N, O, K]; base as y, or as
+    x [M, O], or y itself; bias [O] or [N, O]. All float32, bfloat16 or float16 with a contiguous last dimension;
+    factors have the dtype `operand`, sums are float32, rounded once to that of y. `storage` rounds W' to W's.
+    """
+    total, outputs = y.shape
+    shared = members.offsets is None and len(x) != total
+    each = members.rows if members.offsets is None else total // len(members.seeds)
+    shift = noise.col % ALIGNMENT
+    arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
+        "y": y, "x": x, "w": w, "base": base, "bias": bias, "row": noise.row, "col": noise.col,
+        "outputs": outputs, "inputs": x.shape[1], "y_stride": y.stride(0), "x_stride": x.stride(0),
+        "w_stride": 0 if w is None else w.stride(-2),
+        "w_member": w.stride(0) if w is not None and w.dim() == 3 else 0,
+        "base_stride": 0 if base is None else base.stride(0),
+        "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
+        "FAMILY": FAMILIES[noise.family].value, "SHIFT": shift, "SHARED": shared, "STORAGE": storage,
+        "OPERAND": DTYPES[operand], "TILE_M": min(max(triton.next_power_of_2(each), 16), 128),
+    }  # fmt: skip
+
+    def grid(meta: dict[str, Any]) -> tuple[int, int]:
+        groups = tiles(len(members.seeds), members.rows, total, members.offsets is not None, meta["TILE_M"])
+        return groups, triton.cdiv(outputs, meta["TILE_O"])
+
+    TUNED(grid, **arguments)
