@@ -1,43 +1,222 @@
-"""Hadamard noise (docs/noise.md, section 5): three fast transforms per row in place of a row of entries."""
+"""Hadamard noise (docs/noise.md, section 5): fast transforms in registers in place of rows x columns entries.
 
+G is the unnormalised Walsh-Hadamard matrix of order n, so a row block is eps_b = G D1_b G D2_b G D3 / n. A
+program holds whole padded rows; its threads add and subtract, and exchange elements through shared memory.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .noise import STREAM_D1, STREAM_D2, STREAM_D3, flip, sign_tile
+from thickets.noise import hadamard_order
+
+from .groups import group_of_tile, tiles
+from .launch import Members, Noise
+from .noise import STREAM_D1, STREAM_D2, STREAM_D3, words
+from .rounding import rounded, widened
+from .tuning import Tuned, config
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """The number of multiprocessors of a device; 1 on the CPU, where programs run one by one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@triton.constexpr_function
+def levels(n: int) -> int:
+    """log2 of a power of two."""
+    return n.bit_length() - 1
 
 
 @triton.jit
 def transform(x, N: tl.constexpr, ROWS: tl.constexpr):
-    """G x: the unnormalised Walsh-Hadamard transform of every row of x [ROWS, N], N a power of two.
+    """G x for every row of x, float32 [ROWS, N] with N a power of two.
 
-    Each level adds and subtracts neighbours and rotates the index by one bit, so that the next level finds its
-    bit lowest; after all of them the order is restored. Levels whose bit lies within a thread only add.
+    Each level adds and subtracts neighbours and rotates the index by one bit, so that the next level finds
+    its bit lowest; after all of them the order is restored. Where a bit lies within a thread, it only adds.
     """
-    LEVELS: tl.constexpr = tl.standard._log2(N)
-    for _ in tl.static_range(LEVELS):
+    for _ in tl.static_range(levels(N)):
         a, b = tl.split(tl.reshape(x, (ROWS, N // 2, 2)))
         x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (ROWS, N))
     return x
 
 
 @triton.jit
-def parity_sign(row, N: tl.constexpr):
-    """The sign bits of rows of G, uint32 [ROWS, N]: (-1)^popcount(row & column); row [ROWS] < N."""
-    v = row[:, None] & tl.arange(0, N)[None, :]
+def diagonal_words(seed, id_low, id_high, stream: tl.constexpr, row, start, COLS: tl.constexpr):
+    """The signs of diagonals as bits, uint32 [rows, COLS // 32]: bit i & 31 of word i // 32.
+
+    row: row blocks, int [rows]; start: the first column, a multiple of 128, as COLS is.
+    """
+    ROWS: tl.constexpr = row.shape[0]
+    call = start // 128 + tl.arange(0, COLS // 128)
+    w0, w1, w2, w3 = words(seed, id_low, id_high, stream, row[:, None], call[None, :])
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (ROWS, COLS // 32))
+
+
+@triton.jit
+def row_words(row, start, COLS: tl.constexpr):
+    """The signs of rows of G, (-1)^popcount(row & i), as `diagonal_words` has them; row: int32 [rows] < n."""
+    i = start + 32 * tl.arange(0, COLS // 32)
+    v = row[:, None] & i[None, :]
     v = v ^ (v >> 16)
     v = v ^ (v >> 8)
     v = v ^ (v >> 4)
     v = v ^ (v >> 2)
-    return (v ^ (v >> 1)).to(tl.uint32, bitcast=True) << 31
+    high = -((v ^ (v >> 1)) & 1)  # the sign of a word's first column; within a word a pattern of five bits:
+    low = tl.where(row & 1 != 0, 0x55555555 << 1, 0)
+    low = low ^ tl.where(row & 2 != 0, 0x33333333 << 2, 0)
+    low = low ^ tl.where(row & 4 != 0, 0x0F0F0F0F << 4, 0)
+    low = low ^ tl.where(row & 8 != 0, 0x00FF00FF << 8, 0)
+    low = low ^ tl.where(row & 16 != 0, 0x0000FFFF << 16, 0)
+    return high.to(tl.uint32, bitcast=True) ^ low[:, None].to(tl.uint32)
+
+
+@triton.jit
+def sign_bits(word, N: tl.constexpr):
+    """Words [rows, N // 32] -> sign bits [rows, N // 32, 32], 0 or 2^31: spread where they are used."""
+    ROWS: tl.constexpr = word.shape[0]
+    shift = (31 - tl.arange(0, 32)).to(tl.uint32)
+    return (tl.reshape(word, (ROWS, N // 32, 1)) << shift[None, None, :]) & 0x80000000
+
+
+@triton.jit
+def diagonal(x, word, N: tl.constexpr, ROWS: tl.constexpr):
+    """D x for every row of x, float32 [ROWS, N]: signs [ROWS, N // 32], or [1, N // 32] for all rows."""
+    bits = tl.reshape(x, (ROWS, N // 32, 32)).to(tl.uint32, bitcast=True) ^ sign_bits(word, N)
+    return tl.reshape(bits.to(tl.float32, bitcast=True), (ROWS, N))
 
 
 @triton.jit
 def hadamard_tile(seed, id_low, id_high, row, N: tl.constexpr, ROWS: tl.constexpr):
     """Whole rows of eps, exact float32 [ROWS, N]; row: int64 [ROWS], N = n of the parameter."""
-    block = row // N
-    sign = sign_tile(seed, id_low, id_high, STREAM_D1, block, 0, ROWS, N)
-    sign = sign ^ parity_sign((row % N).to(tl.int32), N)  # D1 times the row of G
-    x = transform((sign | 0x3F800000).to(tl.float32, bitcast=True), N, ROWS)
-    x = transform(flip(x, sign_tile(seed, id_low, id_high, STREAM_D2, block, 0, ROWS, N)), N, ROWS)
-    zero = tl.zeros_like(block)
-    return flip(x, sign_tile(seed, id_low, id_high, STREAM_D3, zero, 0, ROWS, N)) * (1.0 / N)
+    block, zero = row // N, tl.zeros((1,), tl.int32)
+    word = diagonal_words(seed, id_low, id_high, STREAM_D1, block, 0, N)
+    word = word ^ row_words((row % N).to(tl.int32), 0, N)
+    unit = tl.full((ROWS, N), 1.0, tl.float32)
+    x = transform(diagonal(unit, word, N, ROWS), N, ROWS)
+    x = diagonal(x, diagonal_words(seed, id_low, id_high, STREAM_D2, block, 0, N), N, ROWS)
+    x = transform(x, N, ROWS) * (1.0 / N)
+    return diagonal(x, diagonal_words(seed, id_low, id_high, STREAM_D3, zero, 0, N), N, ROWS)
+
+
+@triton.jit(do_not_specialize=["id_low", "id_high", "block", "count", "rows", "total"])
+def product_kernel(
+    y,  # [T, O]
+    x,  # [T, K], or [M, K] shared by all members
+    base,  # [T, O], or [M, O] as x, or None
+    bias,  # [O], or [N, O] one per member, or None
+    seeds,
+    sigmas,
+    offsets,
+    scale,
+    id_low,
+    id_high,
+    block,  # row blocks before the first output's
+    shift,  # rows of that block before the first output
+    col,
+    count,
+    rows,
+    total,
+    outputs,
+    inputs,
+    y_stride,
+    x_stride,
+    base_stride,
+    bias_member,
+    N: tl.constexpr,  # n of the parameter
+    SHARED: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    EACH: tl.constexpr,  # the most rows a program is given
+    ONE: tl.constexpr,  # one row block for each program: z need not outlive its use
+    TILE: tl.constexpr,
+):
+    ROWS: tl.constexpr = min(TILE, EACH)
+    member, first, end = group_of_tile(
+        tl.program_id(0), offsets, count, rows, total, offsets is not None, MEMBERS, ROWS
+    )
+    if first >= end:
+        return
+    member = member.to(tl.int64)
+    seed = tl.load(seeds + member)
+    s = tl.load(sigmas + member) * scale
+    i_y = first + tl.arange(0, ROWS)
+    m_y = i_y < end
+    i_x = i_y - member * rows if SHARED else i_y
+    i_n = tl.arange(0, N)
+    i_k = i_n - col
+    m_k = (i_k >= 0) & (i_k < inputs)
+    b_x = tl.load(x + i_x[:, None] * x_stride + i_k[None, :], mask=m_y[:, None] & m_k[None, :], other=0.0)
+    zero = tl.zeros((1,), tl.int32)
+    word = diagonal_words(seed, id_low, id_high, STREAM_D3, zero, 0, N)
+    b_z = transform(diagonal(widened(b_x), word, N, ROWS), N, ROWS)
+    own = 1 if ONE else (tl.cdiv(shift + outputs, N) - tl.program_id(1) - 1) // tl.num_programs(1) + 1
+    for index in range(0, own):
+        step = tl.program_id(1) + index * tl.num_programs(1)
+        word = diagonal_words(seed, id_low, id_high, STREAM_D2, zero + block + step, 0, N)
+        b_u = transform(diagonal(b_z, word, N, ROWS), N, ROWS)
+        word = diagonal_words(seed, id_low, id_high, STREAM_D1, zero + block + step, 0, N)
+        b_u = transform(diagonal(b_u, word, N, ROWS), N, ROWS) * (s * (1.0 / N))
+        i_o = step * N - shift + i_n
+        m_o = (i_o >= 0) & (i_o < outputs)
+        m_u = m_y[:, None] & m_o[None, :]
+        if base is not None:
+            p_base = base + (i_x if SHARED else i_y)[:, None] * base_stride + i_o[None, :]
+            b_base = tl.load(p_base, mask=m_u, other=0.0)
+            b_u = widened(b_base) + b_u
+        if bias is not None:
+            b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
+            b_u += widened(b_bias)[None, :]
+        tl.store(y + i_y[:, None] * y_stride + i_o[None, :], rounded(b_u, y.dtype.element_ty), mask=m_u)
+
+
+@cache
+def tuned(n: int) -> Tuned:
+    """The product kernel for one n: 16, 32 or 64 elements of z per thread, at most 16 warps."""
+    shapes = [
+        (tile, warps)
+        for each in (64, 32, 16)
+        for warps in (1, 2, 4, 8, 16)
+        if 1 <= (tile := 32 * warps * each // n) <= 16
+    ]
+    configs = [config(TILE=tile, warps=warps) for tile, warps in shapes]
+    return Tuned(product_kernel, configs, key=["N", "EACH", "ONE", "outputs"], written=["y"])
+
+
+def hadamard_product(
+    y: Tensor, x: Tensor, base: Tensor | None, bias: Tensor | None, members: Members, noise: Noise
+) -> None:
+    """y = base + s (x eps^T) + bias for hadamard noise, in one launch.
+
+    y [T, O]; x [T, K], or [M, K] shared by all members; base as y, or as x [M, O], or y itself; bias [O] or
+    [N, O]. All float32, bfloat16 or float16 with a contiguous last dimension; sums are float32, rounded once.
+    """
+    n = hadamard_order(noise.full_cols)
+    total, outputs = y.shape
+    each = members.rows if members.offsets is None else total // len(members.seeds)
+    blocks = triton.cdiv(noise.row % n + outputs, n)
+    # Programs share out the row blocks only as far as the device needs that to be full: each computes G D3 x
+    # anew. Rows of 2^15 elements leave no registers to keep it.
+    spread = blocks if n > 16384 else min(blocks, triton.cdiv(4 * processors(y.device), total))
+    arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
+        "y": y, "x": x, "base": base, "bias": bias, "block": noise.row // n, "shift": noise.row % n,
+        "col": noise.col, "outputs": outputs, "inputs": x.shape[1],
+        "y_stride": y.stride(0), "x_stride": x.stride(0), "base_stride": 0 if base is None else base.stride(0),
+        "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
+        "N": n, "SHARED": members.offsets is None and len(x) != total,
+        "EACH": min(triton.next_power_of_2(max(each, 1)), 16),
+        "ONE": spread == blocks,
+    }  # fmt: skip
+
+    def grid(meta: dict[str, Any]) -> tuple[int, int]:
+        ragged = members.offsets is not None
+        groups = tiles(len(members.seeds), members.rows, total, ragged, min(meta["TILE"], meta["EACH"]))
+        return groups, spread
+
+    tuned(n)(grid, **arguments)
