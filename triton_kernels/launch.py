@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class Noise(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Members and their groups of rows: seeds int64 [N], sigmas float32 [N], offsets int64 [N + 1] or None."""
+    """Members and their groups of rows: seeds int64 [N], sigmas float32 [N], offsets int64 [N + 1] if any."""
 
     seeds: Tensor
     sigmas: Tensor
@@ -61,3 +62,15 @@ class Members(NamedTuple):
             "total": self.total,
             "MEMBERS": 1 if self.offsets is None else triton.next_power_of_2(count),
         }
+
+    def chunks(self, size: int) -> Iterator[tuple[Members, slice]]:
+        """The members `size` at a time, at least one, each with its place among all of them."""
+        count, size = len(self.seeds), max(1, size)
+        for start in range(0, count, size):
+            span = slice(start, min(start + size, count))
+            offsets = None if self.offsets is None else self.offsets[span.start : span.stop + 1]
+            total = self.total if offsets is not None else self.rows * (span.stop - span.start)
+            yield (
+                self._replace(seeds=self.seeds[span], sigmas=self.sigmas[span], offsets=offsets, total=total),
+                span,
+            )

@@ -16,10 +16,32 @@ from torch import Tensor
 
 from .groups import group_of_tile, tiles
 from .launch import DTYPES, FAMILIES, Members, Noise
-from .noise import INTERPRETED, NONE, dense_tile, fma
+from .noise import INTERPRETED, NONE, RADEMACHER, dense_tile, fma
+from .rounding import rounded, widened
 from .tuning import Tuned, config
 
 ALIGNMENT = 128  # tiles begin at multiples of it, where a Philox call of every family does
+
+
+@triton.jit
+def _operand(x, DTYPE: tl.constexpr):
+    """x in the dtype of the product's factors; float32 is rounded to it."""
+    if x.dtype == DTYPE:
+        return x
+    elif x.dtype == tl.float32:
+        return rounded(x, DTYPE)
+    else:
+        return widened(x)
+
+
+@triton.jit
+def _add_product(a, b, acc, DTYPE: tl.constexpr):
+    """acc + a b with factors of that dtype, summed in float32."""
+    a, b = _operand(a, DTYPE), _operand(b, DTYPE)
+    if INTERPRETED:  # its bfloat16 products are garbage
+        return tl.dot(widened(a), widened(b), acc)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["id_low", "id_high", "row", "col", "count", "rows", "total", "outputs"])
@@ -64,8 +86,9 @@ def linear_kernel(
     if first >= end:
         return
     member = member.to(tl.int64)
-    seed = tl.load(seeds + member)
-    s = tl.load(sigmas + member) * scale
+    if FAMILY != NONE:
+        seed = tl.load(seeds + member)
+        s = tl.load(sigmas + member) * scale
     i_y = first + tl.arange(0, TILE_M)
     m_y = i_y < end
     i_x = i_y - member * rows if SHARED else i_y
@@ -88,39 +111,45 @@ def linear_kernel(
             if w is None:
                 b_w = eps
             elif STORAGE:
-                b_w = fma(s, eps, b_w.to(tl.float32)).to(w.dtype.element_ty)
+                b_w = rounded(fma(s, eps, widened(b_w)), w.dtype.element_ty)
             else:
-                b_w = fma(s, eps, b_w.to(tl.float32))
-        b_w = b_w.to(OPERAND)
-        b_x = b_x.to(OPERAND)
-        if INTERPRETED:  # its bfloat16 products are garbage
-            acc = tl.dot(b_w.to(tl.float32), b_x.to(tl.float32), acc)
-        else:
-            acc = tl.dot(b_w, b_x, acc, input_precision="tf32x3")
+                b_w = fma(s, eps, widened(b_w))
+        acc = _add_product(b_w, b_x, acc, OPERAND)
     if w is None:
         acc = acc * s
     m_out = m_o[:, None] & m_y[None, :]
     if base is not None:
         i_base = (i_x if SHARED else i_y) * base_stride
-        acc = tl.load(base + i_base[None, :] + i_o[:, None], mask=m_out, other=0.0).to(tl.float32) + acc
+        acc = widened(tl.load(base + i_base[None, :] + i_o[:, None], mask=m_out, other=0.0)) + acc
     if bias is not None:
-        acc += tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0).to(tl.float32)[:, None]
-    tl.store(y + i_y[None, :] * y_stride + i_o[:, None], acc.to(y.dtype.element_ty), mask=m_out)
+        acc += widened(tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0))[:, None]
+    tl.store(y + i_y[None, :] * y_stride + i_o[:, None], rounded(acc, y.dtype.element_ty), mask=m_out)
 
 
-TUNED = Tuned(
+def _fits(tiles: dict[str, int], arguments: dict[str, Any]) -> bool:
+    """Whether a configuration can make the noise, and makes it without spilling registers."""
+    if arguments["FAMILY"] == RADEMACHER.value:
+        return tiles["TILE_K"] >= 128  # one Philox call
+    return tiles["TILE_K"] == 64 or arguments["FAMILY"] == NONE.value or arguments["TILE_M"] <= 32
+
+
+KEY = ["outputs", "inputs", "FAMILY", "TILE_M"]
+SIXTEEN_BITS = Tuned(
     linear_kernel,
     [
         config(TILE_O=64, TILE_K=128, warps=4),
-        config(TILE_O=128, TILE_K=128, warps=4),
+        config(TILE_O=64, TILE_K=64, warps=4),
         config(TILE_O=128, TILE_K=128, warps=8),
     ],
-    key=["outputs", "inputs", "FAMILY", "OPERAND", "TILE_M"],
+    key=KEY,
     written=["y"],
+    fits=_fits,
 )
+# IEEE products on the CUDA cores: three TF32 products in their place spill hundreds of bytes for sm_80.
+FLOAT32 = Tuned(linear_kernel, [config(TILE_O=64, TILE_K=128, warps=8, stages=2)], key=KEY, written=["y"])
 
 
-def linear(
+def dense_product(
     y: Tensor,
     x: Tensor,
     w: Tensor | None,
@@ -133,9 +162,10 @@ def linear(
 ) -> None:
     """y = x W'^T + bias, or without a W: y = base + s (x eps^T) + bias, for dense noise or none.
 
-    y [T, O]; x [T, K], or [M, K] shared by all members; w [O, K] or one per member [N, O, K]; base as y, or as
-    x [M, O], or y itself; bias [O] or [N, O]. All float32, bfloat16 or float16 with a contiguous last dimension;
-    factors have the dtype `operand`, sums are float32, rounded once to that of y. `storage` rounds W' to W's.
+    y [T, O]; x [T, K], or [M, K] shared by all members; w [O, K] or one per member [N, O, K]; base [T, O] (it
+    may be y), or as x [M, O]; bias [O] or [N, O]. All are float32, bfloat16 or float16 with a contiguous last
+    dimension; factors have the dtype `operand`, sums are float32, rounded once to the dtype of y. `storage`
+    rounds W' to the dtype of w.
     """
     total, outputs = y.shape
     shared = members.offsets is None and len(x) != total
@@ -149,11 +179,13 @@ def linear(
         "base_stride": 0 if base is None else base.stride(0),
         "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
         "FAMILY": FAMILIES[noise.family].value, "SHIFT": shift, "SHARED": shared, "STORAGE": storage,
-        "OPERAND": DTYPES[operand], "TILE_M": min(max(triton.next_power_of_2(each), 16), 128),
+        "OPERAND": DTYPES[operand],
+        "TILE_M": min(max(triton.next_power_of_2(each), 16), 32 if operand == torch.float32 else 64),
     }  # fmt: skip
 
     def grid(meta: dict[str, Any]) -> tuple[int, int]:
         groups = tiles(len(members.seeds), members.rows, total, members.offsets is not None, meta["TILE_M"])
         return groups, triton.cdiv(outputs, meta["TILE_O"])
 
-    TUNED(grid, **arguments)
+    kernel = FLOAT32 if operand == torch.float32 else SIXTEEN_BITS
+    kernel(grid, **arguments)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 import triton
+from torch import Tensor
 
 from .noise import INTERPRETED
 
-OPTIONS = {"enable_fp_fusion": False}  # a product and a sum are rounded one by one unless the contract says fma
+OPTIONS = {"enable_fp_fusion": False}  # products and sums are rounded one by one unless the contract says fma
 
 Grid = Callable[[dict[str, Any]], tuple[int, ...]]
 
@@ -28,25 +30,37 @@ def config(warps: int, stages: int = 3, **tiles: int) -> triton.Config:
 class Tuned:
     """A kernel with its configurations; `key` names the arguments that make a shape class.
 
-    `written` names the arguments a launch overwrites: timing must leave them as they were.
+    `written` names the arguments a launch overwrites: timing must leave them as they were. `fits` says
+    whether a configuration's tiles serve the arguments of a launch; at least one must.
     """
 
     def __init__(
-        self, kernel: Any, configs: Sequence[triton.Config], key: Sequence[str], written: Sequence[str]
+        self,
+        kernel: Any,
+        configs: Sequence[triton.Config],
+        key: Sequence[str],
+        written: Sequence[str],
+        fits: Callable[[dict[str, int], dict[str, Any]], bool] = lambda tiles, arguments: True,
     ) -> None:
-        self.kernel, self.configs = kernel, list(configs)
+        self.kernel, self.configs, self.fits = kernel, list(configs), fits
         if not INTERPRETED.value:
             self.tuner = triton.autotune(
                 self.configs,
                 key=list(key),
                 restore_value=list(written),
+                prune_configs_by={"early_config_prune": self._fitting},
                 do_bench=partial(triton.testing.do_bench, warmup=3, rep=12),
             )(kernel)
 
     def __call__(self, grid: Grid, **arguments: Any) -> None:
-        """Launch over grid(the chosen constants)."""
+        """Launch over grid(the chosen constants), on the device of the arguments and its current stream."""
         if INTERPRETED.value:
-            arguments |= self.configs[0].kwargs
-            self.kernel[grid](**arguments)
-        else:
+            self.kernel[grid](**arguments, **self._fitting(self.configs, arguments)[0].kwargs)
+            return
+        with torch.cuda.device(next(a.device for a in arguments.values() if isinstance(a, Tensor))):
             self.tuner[grid](**arguments, **OPTIONS)
+
+    def _fitting(
+        self, configs: list[triton.Config], arguments: dict[str, Any], **rest: Any
+    ) -> list[triton.Config]:
+        return [c for c in configs if self.fits(c.kwargs, arguments | rest)]
