@@ -1,4 +1,4 @@
-"""Perturbed rows and sums of noise from the Triton kernels, at shapes that the ops' common tests do not reach."""
+"""Perturbed rows and sums of noise from the Triton kernels: shapes that the common tests do not reach."""
 
 from __future__ import annotations
 

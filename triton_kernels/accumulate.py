@@ -17,7 +17,9 @@ from .rows import ALIGNMENT, noise_tile, order_of, tile_shapes
 from .tuning import Tuned
 
 
-@triton.jit(do_not_specialize=["id_low", "id_high", "row", "count", "rows"])
+@triton.jit(  # one member is a case of its own: no loop
+    do_not_specialize=["id_low", "id_high", "row", "rows"], do_not_specialize_on_alignment=["count"]
+)
 def accumulate_kernel(
     w,  # [R, C]
     seeds,
@@ -39,7 +41,7 @@ def accumulate_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    TALL: tl.constexpr = HEIGHT if HEIGHT < ROWS else ROWS
+    TALL: tl.constexpr = min(ROWS, HEIGHT)
     width = tl.cdiv(shift + cols, COLS)
     start = (tl.program_id(0) % width) * COLS
     i_w = (tl.program_id(0) // width) * TALL + tl.arange(0, TALL)
@@ -47,20 +49,21 @@ def accumulate_kernel(
     m = (i_w < rows)[:, None] & ((i_c >= 0) & (i_c < cols))[None, :]
     i_w = i_w.to(tl.int64)
     p_w = w + (i_w * w_stride)[:, None] + i_c[None, :]
-    b_w = tl.load(p_w, mask=m, other=0.0)
     d = tl.zeros((TALL, COLS), tl.float32)
     for i in range(count):
         seed = tl.load(seeds + i)
         c = tl.load(coefficients + i) * scale
         eps = noise_tile(seed, id_low, id_high, row + i_w, col + start, root, FAMILY, RANK, TALL, COLS)
         d = fma(c, eps, d)
+    b_w = tl.load(p_w, mask=m, other=0.0)  # here it holds no registers in the loop
     tl.store(p_w, rounded(widened(b_w) + d, w.dtype.element_ty), mask=m)
 
 
 @cache
-def tuned(order: int = 0) -> Tuned:
-    """The kernel for whole rows of a hadamard transform of that order, or for tiles of the other families."""
-    return Tuned(accumulate_kernel, tile_shapes(order), key=["FAMILY", "RANK", "HEIGHT", "cols"], written=["w"])
+def tuned(family: str, order: int) -> Tuned:
+    """The kernel with the shapes for a family, and for hadamard noise for a transform of that order."""
+    key = ["FAMILY", "RANK", "HEIGHT", "cols"]
+    return Tuned(accumulate_kernel, tile_shapes(family, order), key, written=["w"])
 
 
 def accumulate(weight: Tensor, members: Members, noise: Noise) -> None:
@@ -83,4 +86,4 @@ def accumulate(weight: Tensor, members: Members, noise: Noise) -> None:
         height = min(meta["ROWS"], meta["HEIGHT"])
         return (triton.cdiv(rows, height) * triton.cdiv(shift + cols, meta["COLS"]),)
 
-    tuned(order)(grid, **arguments)
+    tuned(noise.family, order)(grid, **arguments)

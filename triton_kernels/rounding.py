@@ -21,7 +21,7 @@ def widened(x):
 @triton.jit
 def rounded(x, DTYPE: tl.constexpr):
     """x (float32) rounded once to DTYPE; infinities stay, a NaN may become another NaN."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         near = tl.where(x == x, near, 0x7FC0)

@@ -1,7 +1,7 @@
 """Rows of members' weights W' = fma(s, eps, W), or of eps alone, written to memory.
 
-A program writes one tile: consecutive rows of one member's W', or of a batch of looked-up rows the lines of one
-member. Members that share a tile of W follow each other, so that it is read from memory once.
+A program writes one tile of one member: consecutive rows of W', or consecutive lines of a batch of looked-up
+rows. Members that share a tile of W follow each other, so that it is read from memory once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def noise_tile(
         return dense_tile(seed, id_low, id_high, row.to(tl.int32), col, FAMILY, ROWS, COLS)
 
 
-@triton.jit(do_not_specialize=["id_low", "id_high", "row", "count", "rows", "total"])
+@triton.jit(
+    do_not_specialize=["id_low", "id_high", "row", "rows", "total"], do_not_specialize_on_alignment=["count"]
+)
 def rows_kernel(
     out,  # [N, R, C], or with ids [L, C]
     w,  # [R, C] or None: eps alone, unscaled
@@ -82,7 +84,7 @@ def rows_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    TALL: tl.constexpr = HEIGHT if HEIGHT < ROWS else ROWS
+    TALL: tl.constexpr = min(ROWS, HEIGHT)
     width = tl.cdiv(shift + cols, COLS)
     tile = tl.program_id(0) // width
     start = (tl.program_id(0) % width) * COLS
@@ -118,22 +120,24 @@ def order_of(noise: Noise) -> int:
     return hadamard_order(noise.full_cols) if noise.family == "hadamard" else 0
 
 
-def tile_shapes(order: int) -> list[triton.Config]:
-    """ROWS and COLS to try: whole rows of a hadamard transform, 32 entries a thread, or tiles."""
-    if order:
-        return [config(ROWS=1024 * w // order, COLS=order, warps=w) for w in (4, 8, 16, 32) if order <= 1024 * w]
-    return [
-        config(ROWS=64, COLS=256, warps=8),
+def tile_shapes(family: str, order: int) -> list[triton.Config]:
+    """ROWS and COLS to try, 32 entries a thread: whole rows of a hadamard transform, or tiles."""
+    if family == "hadamard":
+        warps = [w for w in (4, 8, 16, 32) if order <= 1024 * w]
+        return [config(ROWS=1024 * w // order, COLS=order, warps=w) for w in warps]
+    shapes = [
         config(ROWS=16, COLS=256, warps=4),
         config(ROWS=4, COLS=1024, warps=4),
-        config(ROWS=1, COLS=1024, warps=1),
+        config(ROWS=1, COLS=1024, warps=2),
     ]
+    return shapes if family == "lowrank" else [config(ROWS=32, COLS=256, warps=8), *shapes]
 
 
 @cache
-def tuned(order: int = 0) -> Tuned:
-    """The kernel for whole rows of a hadamard transform of that order, or for tiles of the other families."""
-    return Tuned(rows_kernel, tile_shapes(order), key=["FAMILY", "RANK", "HEIGHT", "cols"], written=["out"])
+def tuned(family: str, order: int) -> Tuned:
+    """The kernel with the shapes for a family, and for hadamard noise for a transform of that order."""
+    key = ["FAMILY", "RANK", "HEIGHT", "cols"]
+    return Tuned(rows_kernel, tile_shapes(family, order), key, written=["out"])
 
 
 def perturbed_rows(
@@ -141,7 +145,7 @@ def perturbed_rows(
 ) -> None:
     """out = fma(s, eps, float32(W)) rounded to the dtype of `out`, or eps unscaled where `weight` is None.
 
-    Without `ids` out is [N, R, C], all rows of every member, for weight [R, C]; N = 1 may write over the weight.
+    Without `ids` out is [N, R, C], all rows of every member, for weight [R, C]; one member may overwrite it.
     ids int64 [L], or [M] shared by all members, are rows of W: out is [L, C], line l its member's row ids[l].
     All float32, bfloat16 or float16 with a contiguous last dimension.
     """
@@ -166,4 +170,4 @@ def perturbed_rows(
         ragged = ids is not None and members.offsets is not None
         return (tiles(count, rows, total, ragged, height) * triton.cdiv(shift + cols, meta["COLS"]),)
 
-    tuned(order)(grid, **arguments)
+    tuned(noise.family, order)(grid, **arguments)
