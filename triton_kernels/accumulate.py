@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import FAMILIES, Members, Noise
+from .long_rows import LONGEST, accumulate_long_rows
 from .noise import fma
 from .rounding import rounded, widened
 from .rows import ALIGNMENT, noise_tile, order_of, tile_shapes
@@ -71,8 +72,11 @@ def accumulate(weight: Tensor, members: Members, noise: Noise) -> None:
 
     weight [R, C] float32, bfloat16 or float16 with a contiguous last dimension; c_i = sigmas[i] * scale.
     """
-    rows, cols = weight.shape
     order = order_of(noise)
+    if order > LONGEST:
+        accumulate_long_rows(weight, members, noise)
+        return
+    rows, cols = weight.shape
     shift = noise.col % (order or ALIGNMENT)
     arguments: dict[str, Any] = noise.arguments() | {
         "w": weight, "seeds": members.seeds, "coefficients": members.sigmas, "scale": members.scale,

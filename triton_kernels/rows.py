@@ -19,6 +19,7 @@ from thickets.noise import hadamard_order
 from .groups import group_of_tile, tiles
 from .hadamard import hadamard_tile
 from .launch import FAMILIES, Members, Noise
+from .long_rows import LONGEST, perturbed_long_rows
 from .noise import HADAMARD, LOWRANK, dense_tile, fma, lowrank_tile
 from .rounding import rounded, widened
 from .tuning import Tuned, config
@@ -149,8 +150,11 @@ def perturbed_rows(
     ids int64 [L], or [M] shared by all members, are rows of W: out is [L, C], line l its member's row ids[l].
     All float32, bfloat16 or float16 with a contiguous last dimension.
     """
-    count, cols = len(members.seeds), out.shape[-1]
     order = order_of(noise)
+    if order > LONGEST:
+        perturbed_long_rows(out, weight, members, noise, ids)
+        return
+    count, cols = len(members.seeds), out.shape[-1]
     shift = noise.col % (order or ALIGNMENT)
     rows = out.shape[1] if ids is None else members.rows
     total = count * rows if ids is None else members.total
