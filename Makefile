@@ -29,8 +29,8 @@ format: .venv/.checkers               ## rewrite the sources as `make check` wan
 	$(BIN)/ruff format .
 	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
 
-gpu:                                  ## on a machine with a GPU, by its own Python: build, measure, test, write the table
-	$(PYTHON) benchmarks/gpu.py
+gpu:                                  ## on a machine with a GPU, by its own Python: build, test, measure, write the tables
+	$(PYTHON) -m benchmarks.gpu
 
 dist-check: .venv/.checkers           ## the source distribution, and the wheel built from it alone
 	rm -rf build/dist
