@@ -15,8 +15,10 @@ from thickets.noise import Stream, family
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+from thickets.triton_kernels import hadamard, long_products
 from thickets.triton_kernels.hadamard import hadamard_product
 from thickets.triton_kernels.launch import Members, Noise
+from thickets.triton_kernels.lowrank import lowrank_product
 from thickets.triton_kernels.noise import INTERPRETED
 
 if not INTERPRETED.value and not torch.cuda.is_available():
@@ -26,7 +28,8 @@ DEVICE = "cpu" if INTERPRETED.value else "cuda"
 SEEDS = [7, -1, 7, 0x123456789ABCDEF0, -(2**63)]  # one twice, mirrored
 SIGMAS = [0.3, -0.1, -0.3, 0.0, 1.5]
 SCALE = 0.7
-PRODUCTS: dict[str, Callable[..., None]] = {"hadamard": hadamard_product}
+PRODUCTS: dict[str, Callable[..., None]] = {"hadamard": hadamard_product, "lowrank": lowrank_product}
+NOISES = ["hadamard", "lowrank-3"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,7 +97,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("noise", PRODUCTS)
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("form", ["members", "shared", "ragged"])
 @pytest.mark.parametrize(("outputs", "inputs", "place"), SHAPES, ids=str)
 def test_against_the_oracle(
@@ -103,23 +106,27 @@ def test_against_the_oracle(
     check(noise, form, outputs, inputs, place)
 
 
-@pytest.mark.parametrize("noise", PRODUCTS)
-@pytest.mark.parametrize("bias", ["one", "each"])
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("form", ["members", "shared", "ragged"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("dtype", "bias"), [(torch.bfloat16, "each"), (torch.float16, "one")], ids=str)
 def test_dtypes_and_biases(noise: str, bias: str, form: str, dtype: torch.dtype) -> None:
     check(noise, form, 33, 150, dtype=dtype, bias=bias)
 
 
-@pytest.mark.parametrize("noise", PRODUCTS)
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("offsets", [(0, 20), (0, 0, 1), (0, 17, 17, 34, 34)], ids=str)
 def test_groups_of_many_rows_and_of_none(noise: str, offsets: tuple[int, ...]) -> None:
     check(noise, "ragged", 20, 130, offsets=offsets)
 
 
-@pytest.mark.parametrize("noise", PRODUCTS)
+@pytest.mark.parametrize("noise", NOISES)
 def test_groups_beyond_one_tile(noise: str) -> None:
     check(noise, "members", 20, 130, rows=37, count=2)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_ranks_and_spans_of_columns(rank: int) -> None:
+    check(f"lowrank-{rank}", "members", 9, 1100, rows=2, count=1)
 
 
 @pytest.mark.parametrize("inputs", [2048, 4097, 20000])
@@ -132,7 +139,15 @@ def test_few_rows_share_out_the_row_blocks(rows: int) -> None:
     check("hadamard", "members", 300, 100, (100, 0, 0), rows=rows, count=1)
 
 
-@pytest.mark.parametrize("noise", PRODUCTS)
+@pytest.mark.parametrize("form", ["members", "shared", "ragged"])
+def test_hadamard_through_memory(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows too long for one program, a few lines at a time."""
+    monkeypatch.setattr(hadamard, "longest", lambda device: 4096)
+    monkeypatch.setattr(long_products, "ELEMENTS", 3 << 13)
+    check("hadamard", form, 5, 5000, (8190, 7, 0), count=2, rows=2, bias="each", offsets=(0, 0, 3, 4))
+
+
+@pytest.mark.parametrize("noise", NOISES)
 def test_in_place(noise: str) -> None:
     kind = family(noise)
     stream = Stream("w", kind, full_cols=130, scale=SCALE)

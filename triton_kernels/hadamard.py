@@ -18,8 +18,10 @@ from thickets.noise import hadamard_order
 
 from .groups import group_of_tile, tiles
 from .launch import Members, Noise
-from .noise import STREAM_D1, STREAM_D2, STREAM_D3, words
+from .long_products import long_hadamard_product
+from .noise import STREAM_D1, STREAM_D2, STREAM_D3
 from .rounding import rounded, widened
+from .transform import diagonal, diagonal_words, row_words, transform
 from .tuning import Tuned, config
 
 
@@ -29,68 +31,14 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@triton.constexpr_function
-def levels(n: int) -> int:
-    """log2 of a power of two."""
-    return n.bit_length() - 1
-
-
-@triton.jit
-def transform(x, N: tl.constexpr, ROWS: tl.constexpr):
-    """G x for every row of x, float32 [ROWS, N] with N a power of two.
-
-    Each level adds and subtracts neighbours and rotates the index by one bit, so that the next level finds
-    its bit lowest; after all of them the order is restored. Where a bit lies within a thread, it only adds.
-    """
-    for _ in tl.static_range(levels(N)):
-        a, b = tl.split(tl.reshape(x, (ROWS, N // 2, 2)))
-        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (ROWS, N))
-    return x
-
-
-@triton.jit
-def diagonal_words(seed, id_low, id_high, stream: tl.constexpr, row, start, COLS: tl.constexpr):
-    """The signs of diagonals as bits, uint32 [rows, COLS // 32]: bit i & 31 of word i // 32.
-
-    row: row blocks, int [rows]; start: the first column, a multiple of 128, as COLS is.
-    """
-    ROWS: tl.constexpr = row.shape[0]
-    call = start // 128 + tl.arange(0, COLS // 128)
-    w0, w1, w2, w3 = words(seed, id_low, id_high, stream, row[:, None], call[None, :])
-    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (ROWS, COLS // 32))
-
-
-@triton.jit
-def row_words(row, start, COLS: tl.constexpr):
-    """The signs of rows of G, (-1)^popcount(row & i), as `diagonal_words` has them; row: int32 [rows] < n."""
-    i = start + 32 * tl.arange(0, COLS // 32)
-    v = row[:, None] & i[None, :]
-    v = v ^ (v >> 16)
-    v = v ^ (v >> 8)
-    v = v ^ (v >> 4)
-    v = v ^ (v >> 2)
-    high = -((v ^ (v >> 1)) & 1)  # the sign of a word's first column; within a word a pattern of five bits:
-    low = tl.where(row & 1 != 0, 0x55555555 << 1, 0)
-    low = low ^ tl.where(row & 2 != 0, 0x33333333 << 2, 0)
-    low = low ^ tl.where(row & 4 != 0, 0x0F0F0F0F << 4, 0)
-    low = low ^ tl.where(row & 8 != 0, 0x00FF00FF << 8, 0)
-    low = low ^ tl.where(row & 16 != 0, 0x0000FFFF << 16, 0)
-    return high.to(tl.uint32, bitcast=True) ^ low[:, None].to(tl.uint32)
-
-
-@triton.jit
-def sign_bits(word, N: tl.constexpr):
-    """Words [rows, N // 32] -> sign bits [rows, N // 32, 32], 0 or 2^31: spread where they are used."""
-    ROWS: tl.constexpr = word.shape[0]
-    shift = (31 - tl.arange(0, 32)).to(tl.uint32)
-    return (tl.reshape(word, (ROWS, N // 32, 1)) << shift[None, None, :]) & 0x80000000
-
-
-@triton.jit
-def diagonal(x, word, N: tl.constexpr, ROWS: tl.constexpr):
-    """D x for every row of x, float32 [ROWS, N]: signs [ROWS, N // 32], or [1, N // 32] for all rows."""
-    bits = tl.reshape(x, (ROWS, N // 32, 32)).to(tl.uint32, bitcast=True) ^ sign_bits(word, N)
-    return tl.reshape(bits.to(tl.float32, bitcast=True), (ROWS, N))
+@cache
+def longest(device: torch.device) -> int:
+    """The largest n whose rows a program holds: four bytes an element pass through shared memory."""
+    if device.type != "cuda":
+        return 1 << 15
+    index = torch.cuda.current_device() if device.index is None else device.index
+    memory = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return min(1 << 15, 1 << (memory // 4).bit_length() - 1)
 
 
 @triton.jit
@@ -192,12 +140,15 @@ def tuned(n: int) -> Tuned:
 def hadamard_product(
     y: Tensor, x: Tensor, base: Tensor | None, bias: Tensor | None, members: Members, noise: Noise
 ) -> None:
-    """y = base + s (x eps^T) + bias for hadamard noise, in one launch.
+    """y = base + s (x eps^T) + bias for hadamard noise, in one launch unless rows are long.
 
     y [T, O]; x [T, K], or [M, K] shared by all members; base as y, or as x [M, O], or y itself; bias [O] or
     [N, O]. All float32, bfloat16 or float16 with a contiguous last dimension; sums are float32, rounded once.
     """
     n = hadamard_order(noise.full_cols)
+    if n > longest(y.device):
+        long_hadamard_product(y, x, base, bias, members, noise)
+        return
     total, outputs = y.shape
     each = members.rows if members.offsets is None else total // len(members.seeds)
     blocks = triton.cdiv(noise.row % n + outputs, n)
@@ -206,8 +157,8 @@ def hadamard_product(
     spread = blocks if n > 16384 else min(blocks, triton.cdiv(4 * processors(y.device), total))
     arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
         "y": y, "x": x, "base": base, "bias": bias, "block": noise.row // n, "shift": noise.row % n,
-        "col": noise.col, "outputs": outputs, "inputs": x.shape[1],
-        "y_stride": y.stride(0), "x_stride": x.stride(0), "base_stride": 0 if base is None else base.stride(0),
+        "col": noise.col, "outputs": outputs, "inputs": x.shape[1], "y_stride": y.stride(0),
+        "x_stride": x.stride(0), "base_stride": 0 if base is None else base.stride(0),
         "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
         "N": n, "SHARED": members.offsets is None and len(x) != total,
         "EACH": min(triton.next_power_of_2(max(each, 1)), 16),
