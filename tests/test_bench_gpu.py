@@ -200,7 +200,8 @@ def test_crashes(): os.kill(os.getpid(), signal.SIGKILL)
 def test_after(): pass
 def test_needs(): import nowhere_to_be_found
 def test_fails(): assert 1 == 2
-@pytest.mark.gpu
+needs_gpu = pytest.mark.gpu
+@needs_gpu
 def test_marked(): pytest.skip("no GPU")
 """
 

@@ -18,6 +18,7 @@ LOGS = WORK / "tests"
 PARTS = 3  # processes for a file with tests on the GPU
 DETAILS = 50  # failures whose text is kept
 RESTARTS = 5  # of a process that crashes
+GPU_ALONE = re.compile(r"^(pytestmark = |@)pytest\.mark\.gpu", re.MULTILINE)
 USES_GPU = re.compile(r"\bplace\b|\bnoise_sources\b|\bDEVICES\b|mark\.gpu")
 GROUPS = {"cuda", "cpu", "triton", "reference", "portable", "avx2", "avx512"}  # parameters counted apart
 
@@ -34,9 +35,12 @@ class Job(NamedTuple):
 
 
 def jobs(files: Sequence[Path]) -> list[Job]:
-    """Files with tests on the GPU first, in parts, the largest of them first; then the others whole."""
+    """Files with tests on the GPU first, in parts, the likely longest ahead; then the others whole."""
     texts = {file: file.read_text() for file in files}
-    uses = {file: len(USES_GPU.findall(text)) + 1000 * ("mark.gpu" in text) for file, text in texts.items()}
+    uses = {
+        file: len(USES_GPU.findall(text)) + 1000 * bool(GPU_ALONE.search(text))
+        for file, text in texts.items()
+    }
     gpu = sorted((file for file in files if uses[file]), key=lambda file: -uses[file])
     split = [Job(file, part, PARTS) for file in gpu for part in range(PARTS)]
     return split + [Job(file) for file in files if not uses[file]]
