@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .launch import FAMILIES, Members, Noise
 from .long_rows import LONGEST, accumulate_long_rows
-from .noise import fma
-from .rounding import rounded, widened
 from .rows import ALIGNMENT, noise_tile, order_of, tile_shapes
 from .tuning import Tuned
 
@@ -55,9 +53,9 @@ def accumulate_kernel(
         seed = tl.load(seeds + i)
         c = tl.load(coefficients + i) * scale
         eps = noise_tile(seed, id_low, id_high, row + i_w, col + start, root, FAMILY, RANK, TALL, COLS)
-        d = fma(c, eps, d)
+        d = tl.fma(c, eps, d)
     b_w = tl.load(p_w, mask=m, other=0.0)  # here it holds no registers in the loop
-    tl.store(p_w, rounded(widened(b_w) + d, w.dtype.element_ty), mask=m)
+    tl.store(p_w, (b_w.to(tl.float32) + d).to(w.dtype.element_ty), mask=m)
 
 
 @cache

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rounding import rounded, widened
 from .tuning import Tuned, config
 
 
@@ -35,10 +34,12 @@ def combine_kernel(
     acc = tl.load(product + i_row[:, None] * outputs + i_o[None, :], mask=mask, other=0.0)
     acc = acc * (tl.load(sigmas + member) * scale)
     i_base = member * base_member + i_m.to(tl.int64) * base_stride
-    acc = widened(tl.load(base + i_base[:, None] + i_o[None, :], mask=mask, other=0.0)) + acc
+    acc = tl.load(base + i_base[:, None] + i_o[None, :], mask=mask, other=0.0).to(tl.float32) + acc
     if bias is not None:
-        acc += widened(tl.load(bias + member * bias_member + i_o, mask=i_o < outputs, other=0.0))[None, :]
-    tl.store(y + i_row[:, None] * y_stride + i_o[None, :], rounded(acc, y.dtype.element_ty), mask=mask)
+        acc += tl.load(bias + member * bias_member + i_o, mask=i_o < outputs, other=0.0).to(tl.float32)[
+            None, :
+        ]
+    tl.store(y + i_row[:, None] * y_stride + i_o[None, :], acc.to(y.dtype.element_ty), mask=mask)
 
 
 TUNED = Tuned(combine_kernel, [config(TILE_M=16, TILE_O=256, warps=8)], key=["outputs"], written=["y"])

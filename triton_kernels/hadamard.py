@@ -20,7 +20,6 @@ from .groups import group_of_tile, tiles
 from .launch import Members, Noise
 from .long_products import long_hadamard_product
 from .noise import STREAM_D1, STREAM_D2, STREAM_D3
-from .rounding import rounded, widened
 from .transform import diagonal, diagonal_words, row_words, transform
 from .tuning import Tuned, config
 
@@ -80,6 +79,7 @@ def product_kernel(
     bias_member,
     N: tl.constexpr,  # n of the parameter
     SHARED: tl.constexpr,
+    BASE_SHARED: tl.constexpr,
     MEMBERS: tl.constexpr,
     EACH: tl.constexpr,  # the most rows a program is given
     ONE: tl.constexpr,  # one row block for each program: z need not outlive its use
@@ -103,7 +103,7 @@ def product_kernel(
     b_x = tl.load(x + i_x[:, None] * x_stride + i_k[None, :], mask=m_y[:, None] & m_k[None, :], other=0.0)
     zero = tl.zeros((1,), tl.int32)
     word = diagonal_words(seed, id_low, id_high, STREAM_D3, zero, 0, N)
-    b_z = transform(diagonal(widened(b_x), word, N, ROWS), N, ROWS)
+    b_z = transform(diagonal(b_x.to(tl.float32), word, N, ROWS), N, ROWS)
     own = 1 if ONE else (tl.cdiv(shift + outputs, N) - tl.program_id(1) - 1) // tl.num_programs(1) + 1
     for index in range(0, own):
         step = tl.program_id(1) + index * tl.num_programs(1)
@@ -115,13 +115,14 @@ def product_kernel(
         m_o = (i_o >= 0) & (i_o < outputs)
         m_u = m_y[:, None] & m_o[None, :]
         if base is not None:
-            p_base = base + (i_x if SHARED else i_y)[:, None] * base_stride + i_o[None, :]
+            i_base = i_y - member * rows if BASE_SHARED else i_y
+            p_base = base + i_base[:, None] * base_stride + i_o[None, :]
             b_base = tl.load(p_base, mask=m_u, other=0.0)
-            b_u = widened(b_base) + b_u
+            b_u = b_base.to(tl.float32) + b_u
         if bias is not None:
             b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
-            b_u += widened(b_bias)[None, :]
-        tl.store(y + i_y[:, None] * y_stride + i_o[None, :], rounded(b_u, y.dtype.element_ty), mask=m_u)
+            b_u += b_bias.to(tl.float32)[None, :]
+        tl.store(y + i_y[:, None] * y_stride + i_o[None, :], b_u.to(y.dtype.element_ty), mask=m_u)
 
 
 @cache
@@ -160,7 +161,7 @@ def hadamard_product(
         "col": noise.col, "outputs": outputs, "inputs": x.shape[1], "y_stride": y.stride(0),
         "x_stride": x.stride(0), "base_stride": 0 if base is None else base.stride(0),
         "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
-        "N": n, "SHARED": members.offsets is None and len(x) != total,
+        "N": n, "SHARED": len(x) != total, "BASE_SHARED": base is not None and len(base) != total,
         "EACH": min(triton.next_power_of_2(max(each, 1)), 16),
         "ONE": spread == blocks,
     }  # fmt: skip

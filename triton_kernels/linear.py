@@ -16,32 +16,10 @@ from torch import Tensor
 
 from .groups import group_of_tile, tiles
 from .launch import DTYPES, FAMILIES, Members, Noise
-from .noise import INTERPRETED, NONE, RADEMACHER, dense_tile, fma
-from .rounding import rounded, widened
+from .noise import NONE, RADEMACHER, dense_tile
 from .tuning import Tuned, config
 
 ALIGNMENT = 128  # tiles begin at multiples of it, where a Philox call of every family does
-
-
-@triton.jit
-def _operand(x, DTYPE: tl.constexpr):
-    """x in the dtype of the product's factors; float32 is rounded to it."""
-    if x.dtype == DTYPE:
-        return x
-    elif x.dtype == tl.float32:
-        return rounded(x, DTYPE)
-    else:
-        return widened(x)
-
-
-@triton.jit
-def _add_product(a, b, acc, DTYPE: tl.constexpr):
-    """acc + a b with factors of that dtype, summed in float32."""
-    a, b = _operand(a, DTYPE), _operand(b, DTYPE)
-    if INTERPRETED:  # its bfloat16 products are garbage
-        return tl.dot(widened(a), widened(b), acc)
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["id_low", "id_high", "row", "col", "count", "rows", "total", "outputs"])
@@ -73,6 +51,7 @@ def linear_kernel(
     FAMILY: tl.constexpr,
     SHIFT: tl.constexpr,  # columns of the first tile before the first of W
     SHARED: tl.constexpr,
+    BASE_SHARED: tl.constexpr,
     STORAGE: tl.constexpr,  # round W' to the dtype of W
     OPERAND: tl.constexpr,  # the dtype of both factors
     MEMBERS: tl.constexpr,
@@ -111,19 +90,19 @@ def linear_kernel(
             if w is None:
                 b_w = eps
             elif STORAGE:
-                b_w = rounded(fma(s, eps, widened(b_w)), w.dtype.element_ty)
+                b_w = tl.fma(s, eps, b_w.to(tl.float32)).to(w.dtype.element_ty)
             else:
-                b_w = fma(s, eps, widened(b_w))
-        acc = _add_product(b_w, b_x, acc, OPERAND)
+                b_w = tl.fma(s, eps, b_w.to(tl.float32))
+        acc = tl.dot(b_w.to(OPERAND), b_x.to(OPERAND), acc, input_precision="ieee")
     if w is None:
         acc = acc * s
     m_out = m_o[:, None] & m_y[None, :]
     if base is not None:
-        i_base = (i_x if SHARED else i_y) * base_stride
-        acc = widened(tl.load(base + i_base[None, :] + i_o[:, None], mask=m_out, other=0.0)) + acc
+        i_base = (i_y - member * rows if BASE_SHARED else i_y) * base_stride
+        acc = tl.load(base + i_base[None, :] + i_o[:, None], mask=m_out, other=0.0).to(tl.float32) + acc
     if bias is not None:
-        acc += widened(tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0))[:, None]
-    tl.store(y + i_y[None, :] * y_stride + i_o[:, None], rounded(acc, y.dtype.element_ty), mask=m_out)
+        acc += tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0).to(tl.float32)[:, None]
+    tl.store(y + i_y[None, :] * y_stride + i_o[:, None], acc.to(y.dtype.element_ty), mask=m_out)
 
 
 def _fits(tiles: dict[str, int], arguments: dict[str, Any]) -> bool:
@@ -168,7 +147,6 @@ def dense_product(
     rounds W' to the dtype of w.
     """
     total, outputs = y.shape
-    shared = members.offsets is None and len(x) != total
     each = members.rows if members.offsets is None else total // len(members.seeds)
     shift = noise.col % ALIGNMENT
     arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
@@ -178,7 +156,8 @@ def dense_product(
         "w_member": w.stride(0) if w is not None and w.dim() == 3 else 0,
         "base_stride": 0 if base is None else base.stride(0),
         "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
-        "FAMILY": FAMILIES[noise.family].value, "SHIFT": shift, "SHARED": shared, "STORAGE": storage,
+        "FAMILY": FAMILIES[noise.family].value, "SHIFT": shift, "STORAGE": storage,
+        "SHARED": len(x) != total, "BASE_SHARED": base is not None and len(base) != total,
         "OPERAND": DTYPES[operand],
         "TILE_M": min(max(triton.next_power_of_2(each), 16), 32 if operand == torch.float32 else 64),
     }  # fmt: skip

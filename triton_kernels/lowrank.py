@@ -17,7 +17,6 @@ from torch import Tensor
 from .groups import group_of_tile, tiles
 from .launch import Members, Noise
 from .noise import STREAM_A, STREAM_B, four_normals
-from .rounding import rounded, widened
 from .tuning import Tuned, config
 
 SPAN = 1024  # columns of x that one program multiplies by B: sums of t do not depend on the batch
@@ -53,7 +52,9 @@ def _project(
     begin = tl.program_id(1) * SPAN
     for start in range(begin, tl.minimum(begin + SPAN, inputs), TILE_K):
         i_k = start + tl.arange(0, TILE_K)
-        b_x = widened(tl.load(p_x + i_k[None, :], mask=m_y[:, None] & (i_k < inputs)[None, :], other=0.0))
+        b_x = tl.load(p_x + i_k[None, :], mask=m_y[:, None] & (i_k < inputs)[None, :], other=0.0).to(
+            tl.float32
+        )
         b0, b1, b2, b3 = four_normals(seed, id_low, id_high, STREAM_B, col + i_k, block)
         t0 += _of_threads(b_x * b0[None, :], WIDTH)
         if USED > 1:
@@ -165,7 +166,7 @@ def expand_kernel(
     bias_member,
     RANK: tl.constexpr,
     SPANS: tl.constexpr,  # spans, to a power of two
-    SHARED: tl.constexpr,
+    BASE_SHARED: tl.constexpr,
     MEMBERS: tl.constexpr,
     EACH: tl.constexpr,
     TILE_M: tl.constexpr,
@@ -197,13 +198,13 @@ def expand_kernel(
     acc *= s * root
     m_out = m_y[:, None] & m_o[None, :]
     if base is not None:
-        i_base = (i_y - member * rows if SHARED else i_y) * base_stride
+        i_base = (i_y - member * rows if BASE_SHARED else i_y) * base_stride
         b_base = tl.load(base + i_base[:, None] + i_o[None, :], mask=m_out, other=0.0)
-        acc = widened(b_base) + acc
+        acc = b_base.to(tl.float32) + acc
     if bias is not None:
         b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
-        acc += widened(b_bias)[None, :]
-    tl.store(y + i_y[:, None] * y_stride + i_o[None, :], rounded(acc, y.dtype.element_ty), mask=m_out)
+        acc += b_bias.to(tl.float32)[None, :]
+    tl.store(y + i_y[:, None] * y_stride + i_o[None, :], acc.to(y.dtype.element_ty), mask=m_out)
 
 
 # At 16 rows a thread has all rows of its columns and makes their normals once: 14 instructions per element of
@@ -212,6 +213,7 @@ def expand_kernel(
 PROJECT = Tuned(
     project_kernel,
     [
+        config(TILE_M=16, TILE_K=256, warps=1),
         config(TILE_M=16, TILE_K=1024, warps=4),
         config(TILE_M=8, TILE_K=1024, warps=4),
         config(TILE_M=1, TILE_K=1024, warps=8),
@@ -222,9 +224,9 @@ PROJECT = Tuned(
 EXPAND = Tuned(
     expand_kernel,
     [
+        config(TILE_M=16, TILE_O=256, warps=4),
         config(TILE_M=16, TILE_O=1024, warps=4),
         config(TILE_M=8, TILE_O=1024, warps=4),
-        config(TILE_M=16, TILE_O=256, warps=4),
     ],
     key=["outputs", "RANK", "EACH"],
     written=["y"],
@@ -245,7 +247,7 @@ def lowrank_product(
     spans = triton.cdiv(inputs, SPAN)
     t = torch.empty(spans, total, noise.rank, device=y.device)
     common: dict[str, Any] = members.arguments() | noise.arguments() | {
-        "t": t, "RANK": noise.rank, "SHARED": not ragged and len(x) != total,
+        "t": t, "RANK": noise.rank,
         "EACH": min(triton.next_power_of_2(max(each, 1)), 16),
     }  # fmt: skip
 
@@ -260,6 +262,7 @@ def lowrank_product(
         inputs=inputs,
         x_stride=x.stride(0),
         SPAN=SPAN,
+        SHARED=len(x) != total,
     )
     EXPAND(
         lambda meta: (groups(meta), triton.cdiv(outputs, meta["TILE_O"])),
@@ -275,4 +278,5 @@ def lowrank_product(
         base_stride=0 if base is None else base.stride(0),
         bias_member=outputs if bias is not None and bias.dim() == 2 else 0,
         SPANS=triton.next_power_of_2(spans),
+        BASE_SHARED=base is not None and len(base) != total,
     )

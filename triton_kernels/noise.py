@@ -2,14 +2,11 @@
 
 Every step is an integer operation or a float32 operation rounded once, so that a GPU, the interpreter and the
 CPU backends agree bit for bit; kernels that call these are compiled with `enable_fp_fusion=False`
-(launch.py). Tiles are in natural order: a thread generates neighbouring columns, which joins put side by side.
+(tuning.py). Tiles are in natural order: a thread makes neighbouring columns, which joins put side by side.
 """
 
 import triton
 import triton.language as tl
-from triton import knobs
-
-INTERPRETED = tl.constexpr(knobs.runtime.interpret)  # on the CPU, by TRITON_INTERPRET=1
 
 # Families as in csrc/noise.h; NONE is a plain product.
 NONE = tl.constexpr(0)
@@ -31,26 +28,8 @@ STREAM_D3 = tl.constexpr(7)
 
 
 @triton.jit
-def fma(a, b, c):
-    """a * b + c in float32, rounded once."""
-    if INTERPRETED:  # its tl.fma rounds twice; round to odd in float64 first (Boldo and Melquiond 2008)
-        zero = tl.full((1,), -0.0, tl.float32)  # makes float32 tensors of numbers, and changes none
-        addend = (zero + c).to(tl.float64)
-        product = (zero + a).to(tl.float64) * (zero + b).to(tl.float64)
-        total = product + addend
-        shadow = total - product
-        error = (product - (total - shadow)) + (addend - shadow)
-        bits = total.to(tl.int64, bitcast=True)
-        step = tl.where((total > 0) == (error > 0), 1, -1)
-        odd = bits + tl.where((error != 0) & (bits & 1 == 0), step, 0)
-        return odd.to(tl.float64, bitcast=True).to(tl.float32)
-    else:
-        return tl.fma(a, b, c)
-
-
-@triton.jit
 def words(seed, id_low, id_high, stream: tl.constexpr, row, block):
-    """The four words of (row, block) in one of a parameter's streams (section 2), uint32 of their joint shape.
+    """The four words of (row, block) in one of a parameter's streams (section 2), uint32.
 
     seed: int64; id_low: counter word c2; id_high: c3 without its stream, both as int32 bit patterns.
     """
@@ -68,9 +47,9 @@ def root(x):
     """
     inverse = tl.rsqrt(x)
     y, half = x * inverse, -0.5 * inverse
-    error = fma(y, half, 0.5)
-    y, half = fma(y, error, y), fma(half, error, half)
-    return tl.where(x == 0, x, fma(fma(y, y, -x), half, y))
+    error = tl.fma(y, half, 0.5)
+    y, half = tl.fma(y, error, y), tl.fma(half, error, half)
+    return tl.where(x == 0, x, tl.fma(tl.fma(y, y, -x), half, y))
 
 
 @triton.jit
@@ -82,15 +61,15 @@ def box_muller(w_a, w_b):
     t = (bits - (e << 23)).to(tl.float32, bitcast=True) - 1.0
     t2 = t * t
     t4 = t2 * t2
-    high = fma(fma(t, 0.28733575, -0.29904565), t2, fma(t, 0.33124804, -0.39913666))
-    low = fma(fma(t, 0.5000415, -0.66668373), t2, fma(t, 0.99999976, -2.0))
-    p = fma(fma(t4, -0.17444487, high), t4, low)
-    r = root(fma((e - 31).to(tl.float32), -1.3862944, p * t))
+    high = tl.fma(tl.fma(t, 0.28733575, -0.29904565), t2, tl.fma(t, 0.33124804, -0.39913666))
+    low = tl.fma(tl.fma(t, 0.5000415, -0.66668373), t2, tl.fma(t, 0.99999976, -2.0))
+    p = tl.fma(tl.fma(t4, -0.17444487, high), t4, low)
+    r = root(tl.fma((e - 31).to(tl.float32), -1.3862944, p * t))
     v = w_b + 0x20000000
     f = (w_b << 2).to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
     q = f * f
-    sine = fma(fma(fma(q, -3.595451e-05, 0.002490007), q, -0.080745436), q, 0.7853982) * f
-    cosine = fma(fma(fma(q, -0.0003188805, 0.015849914), q, -0.30842426), q, 1.0)
+    sine = tl.fma(tl.fma(tl.fma(q, -3.595451e-05, 0.002490007), q, -0.080745436), q, 0.7853982) * f
+    cosine = tl.fma(tl.fma(tl.fma(q, -0.0003188805, 0.015849914), q, -0.30842426), q, 1.0)
     swap = (v & 0x40000000) != 0
     a = tl.where(swap, sine, cosine).to(tl.uint32, bitcast=True) ^ ((v ^ (v << 1)) & 0x80000000)
     b = tl.where(swap, cosine, sine).to(tl.uint32, bitcast=True) ^ (v & 0x80000000)
@@ -139,9 +118,7 @@ def _signs(w):
 
 
 @triton.jit
-def sign_tile(
-    seed, id_low, id_high, stream: tl.constexpr, row, col, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+def sign_tile(seed, id_low, id_high, stream: tl.constexpr, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
     """The sign bits of a stream of signs, uint32 [ROWS, COLS]: 0 or 2^31. Arguments as in `dense_tile`."""
     block = col // 128 + tl.arange(0, COLS // 128)
     w0, w1, w2, w3 = words(seed, id_low, id_high, stream, row[:, None], block[None, :])
@@ -155,9 +132,7 @@ def flip(x, sign):
 
 
 @triton.jit
-def dense_tile(
-    seed, id_low, id_high, row, col, FAMILY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+def dense_tile(seed, id_low, id_high, row, col, FAMILY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Entries [ROWS, COLS] of a dense family, float32 (section 3).
 
     row: int32 [ROWS]; col: the first column, a multiple of 128, as COLS is.
@@ -177,17 +152,18 @@ def dense_tile(
 
 
 @triton.jit
-def lowrank_tile(
-    seed, id_low, id_high, row, col, RANK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """Entries [ROWS, COLS] of lowrank-RANK times sqrt(RANK), float32; row: int32 [ROWS], col: int32 [COLS]."""
+def lowrank_tile(seed, id_low, id_high, row, col, RANK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Entries [ROWS, COLS] of lowrank-RANK times sqrt(RANK), float32; row: [ROWS], col: [COLS]."""
     tile = tl.zeros((ROWS, COLS), tl.float32)
     for block in range(0, (RANK + 3) // 4):
         a0, a1, a2, a3 = four_normals(seed, id_low, id_high, STREAM_A, row, block)
         b0, b1, b2, b3 = four_normals(seed, id_low, id_high, STREAM_B, col, block)
-        tile = fma(a0[:, None], b0[None, :], tile)
+        tile = tl.fma(a0[:, None], b0[None, :], tile)
         # A factor beyond the rank is zero: fma(0, b, d) is d, since d is never -0.
-        tile = fma(tl.where(4 * block + 1 < RANK, a1, 0.0)[:, None], b1[None, :], tile)
-        tile = fma(tl.where(4 * block + 2 < RANK, a2, 0.0)[:, None], b2[None, :], tile)
-        tile = fma(tl.where(4 * block + 3 < RANK, a3, 0.0)[:, None], b3[None, :], tile)
+        if RANK > 1:
+            tile = tl.fma(tl.where(4 * block + 1 < RANK, a1, 0.0)[:, None], b1[None, :], tile)
+        if RANK > 2:
+            tile = tl.fma(tl.where(4 * block + 2 < RANK, a2, 0.0)[:, None], b2[None, :], tile)
+        if RANK > 3:
+            tile = tl.fma(tl.where(4 * block + 3 < RANK, a3, 0.0)[:, None], b3[None, :], tile)
     return tile

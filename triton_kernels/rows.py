@@ -20,8 +20,7 @@ from .groups import group_of_tile, tiles
 from .hadamard import hadamard_tile
 from .launch import FAMILIES, Members, Noise
 from .long_rows import LONGEST, perturbed_long_rows
-from .noise import HADAMARD, LOWRANK, dense_tile, fma, lowrank_tile
-from .rounding import rounded, widened
+from .noise import HADAMARD, LOWRANK, dense_tile, lowrank_tile
 from .tuning import Tuned, config
 
 ALIGNMENT = 128  # tiles of dense families begin at columns where a Philox call of each does
@@ -112,8 +111,8 @@ def rows_kernel(
         b_w = tl.load(w + (i_w * w_stride)[:, None] + i_c[None, :], mask=m, other=0.0)
     value = noise_tile(seed, id_low, id_high, row + i_w, col + start, root, FAMILY, RANK, TALL, COLS)
     if w is not None:
-        value = fma(tl.load(sigmas + member) * scale, value, widened(b_w))
-    tl.store(p_out[:, None] + i_c[None, :], rounded(value, out.dtype.element_ty), mask=m)
+        value = tl.fma(tl.load(sigmas + member) * scale, value, b_w.to(tl.float32))
+    tl.store(p_out[:, None] + i_c[None, :], value.to(out.dtype.element_ty), mask=m)
 
 
 def order_of(noise: Noise) -> int:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-
-from .noise import INTERPRETED
+from triton import knobs
 
 OPTIONS = {"enable_fp_fusion": False}  # products and sums are rounded one by one unless the contract says fma
 
@@ -43,7 +42,7 @@ class Tuned:
         fits: Callable[[dict[str, int], dict[str, Any]], bool] = lambda tiles, arguments: True,
     ) -> None:
         self.kernel, self.configs, self.fits = kernel, list(configs), fits
-        if not INTERPRETED.value:
+        if not knobs.runtime.interpret:
             self.tuner = triton.autotune(
                 self.configs,
                 key=list(key),
@@ -54,7 +53,7 @@ class Tuned:
 
     def __call__(self, grid: Grid, **arguments: Any) -> None:
         """Launch over grid(the chosen constants), on the device of the arguments and its current stream."""
-        if INTERPRETED.value:
+        if knobs.runtime.interpret:
             self.kernel[grid](**arguments, **self._fitting(self.configs, arguments)[0].kwargs)
             return
         with torch.cuda.device(next(a.device for a in arguments.values() if isinstance(a, Tensor))):
