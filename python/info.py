@@ -22,7 +22,7 @@ def report() -> dict[str, Any]:
 
     Keys: thickets (version, noise contract, commit of a checkout), versions (None: not installed), cpu, gpu
     (name or None), native (instruction sets), backends (each with the reason why it cannot run, or None), off
-    (why thickets has no CUDA or Triton kernels here, None where it has them).
+    (why thickets has no CUDA kernels here, None where it has them).
     """
     return {
         "thickets": {"version": __version__, "contract": CONTRACT_VERSION, "commit": commit()},
@@ -36,7 +36,7 @@ def report() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native": native(),
         "backends": backends(),
-        "off": {"cuda": cuda_off(), "triton": "this version has no Triton kernels yet"},
+        "off": {"cuda": cuda_off()},
     }
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before Triton is loaded: without a GPU its kernels run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from thickets.backends import REGISTRY, refusal
 
@@ -35,6 +39,14 @@ PLACES = [
 def place(request: pytest.FixtureRequest) -> Place:
     """A backend and a device that it can use here."""
     return request.param
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test marked `gpu` needs a CUDA device: without one it is skipped, and says so."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture

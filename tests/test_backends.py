@@ -28,7 +28,7 @@ def record(name: str, *devices: str, why_not: str | None = None) -> Backend:
 
 
 def test_what_is_registered() -> None:
-    assert {"cpu", "reference"} <= REGISTRY.keys() <= set(AUTO)
+    assert {"cpu", "triton", "reference"} <= REGISTRY.keys() == set().union(*AUTO.values()) - {"cuda"}
     for name, backend in REGISTRY.items():
         assert backend.name == name
         assert all(callable(getattr(backend, field.name)) for field in fields(Backend)[2:])
@@ -49,7 +49,7 @@ def test_auto_takes_the_first_that_can_run(registry: dict[str, Backend]) -> None
     register(record("reference", "cpu", "cuda"))
     assert choose("auto", CPU).name == choose("auto", CUDA).name == "reference"
     register(record("cpu", "cpu"))
-    register(record("triton", "cuda"))
+    register(record("triton", "cpu", "cuda"))  # as in its interpreter
     register(record("cuda", "cuda", why_not="the driver is too old"))
     register(record("mine", "cpu", "cuda"))  # not in the automatic order
     assert choose("auto", CPU).name == "cpu"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from . import cpu, reference
+from . import cpu, reference, triton
 from .record import Backend
 
 __all__ = ["REGISTRY", "Backend", "choose", "refusal", "register"]
 
-AUTO = ("cuda", "triton", "cpu", "reference")  # what backend="auto" tries, in this order
+# What backend="auto" tries on a device, in this order. Triton's interpreter on a CPU has to be asked for.
+AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 REGISTRY: dict[str, Backend] = {}
 
 
@@ -34,7 +35,7 @@ def choose(name: str, device: torch.device) -> Backend:
     ValueError if no backend has that name, RuntimeError with the reason if it cannot run.
     """
     if name == "auto":
-        for candidate in AUTO:
+        for candidate in AUTO.get(device.type, ()):
             backend = REGISTRY.get(candidate)
             if backend is not None and refusal(backend, device) is None:
                 return backend
@@ -50,4 +51,5 @@ def choose(name: str, device: torch.device) -> Backend:
 
 
 register(cpu.BACKEND)
+register(triton.BACKEND)
 register(reference.BACKEND)

@@ -1,0 +1,143 @@
+"""What only a GPU can show of the Triton backend: graphs, no synchronisation, int64 addresses, real bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+import thickets
+from thickets.noise import Stream, family
+
+pytestmark = pytest.mark.gpu
+
+FAMILIES = ["normal", "normal4", "rademacher", "hadamard", "lowrank-2"]
+OPS = ["linear", "storage", "noise_linear_", "embedding", "vector", "perturb_", "accumulate_"]
+every_family = pytest.mark.parametrize("noise", FAMILIES)
+every_op = pytest.mark.parametrize("op", OPS)
+
+
+def members(*seeds: int) -> dict[str, Tensor]:
+    sigmas = torch.linspace(0.1, 0.3, len(seeds), device="cuda")
+    return {"seeds": torch.tensor(seeds, device="cuda"), "sigmas": sigmas}
+
+
+def ops(noise: str) -> dict[str, Callable[[dict[str, Tensor], Tensor], Tensor]]:
+    """Every op that takes members, as a function of (members, offsets)."""
+    x = torch.randn(6, 200, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(300, 200, device="cuda", dtype=torch.bfloat16)
+    ids = torch.tensor([1, 299, 7, 7, 0, 3], device="cuda")
+    tail = {"name": "w", "noise": noise, "backend": "triton"}
+    return {
+        "linear": lambda who, bounds: thickets.perturbed_linear(x, weight, **who, offsets=bounds, **tail),
+        "storage": lambda who, bounds: thickets.perturbed_linear(
+            x, weight, **who, offsets=bounds, precision="storage", **tail
+        ),
+        "noise_linear_": lambda who, bounds: thickets.noise_linear_(
+            torch.zeros(6, 300, device="cuda"), x, **who, offsets=bounds, **tail
+        ),
+        "embedding": lambda who, bounds: thickets.perturbed_embedding(
+            ids, weight, **who, offsets=bounds, **tail
+        ),
+        "vector": lambda who, _: thickets.perturbed_vector(weight[0], **who, **tail),
+        "perturb_": lambda who, _: thickets.perturb_(
+            torch.empty_like(weight), weight, seed=who["seeds"][0], sigma=who["sigmas"][0], **tail
+        ),
+        "accumulate_": lambda who, _: thickets.accumulate_(
+            weight.clone(), seeds=who["seeds"], coefficients=who["sigmas"], **tail
+        ),
+    }
+
+
+@every_family
+@every_op
+def test_a_graph_replays_with_other_members(op: str, noise: str) -> None:
+    run = ops(noise)[op]
+    who, bounds = members(1, 2, 3), torch.tensor([0, 1, 5, 6], device="cuda")
+    run(who, bounds)  # compiles and tunes
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run(who, bounds)
+    who["seeds"].copy_(torch.tensor([2**62, -5, 8], device="cuda"))
+    who["sigmas"].copy_(torch.tensor([0.5, -1.0, 0.0], device="cuda"))
+    bounds.copy_(torch.tensor([0, 2, 2, 6], device="cuda"))
+    graph.replay()
+    assert torch.equal(result, run(who, bounds))
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@every_family
+@pytest.mark.usefixtures("no_synchronisation")
+@every_op
+def test_no_op_waits_for_the_gpu(op: str, noise: str) -> None:
+    run = ops(noise)[op]
+    who, bounds = members(1, 2, 3), torch.tensor([0, 1, 5, 6], device="cuda")
+    run(who, bounds)
+    torch.cuda.set_sync_debug_mode("error")
+    run(who, bounds)
+
+
+@every_family
+def test_bad_offsets_stay_within_memory(noise: str) -> None:
+    run = ops(noise)["linear"]
+    for bad in ([0, 100, -7, 6], [5, 4, 3, 2], [-(2**62), 2**62, 0, 2**40]):
+        run(members(1, 2, 3), torch.tensor(bad, device="cuda"))
+    torch.cuda.synchronize()
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_perturbed_weight_has_the_bits_of_the_cpu(dtype: torch.dtype, noise: str) -> None:
+    weight = torch.randn(257, 515).to(dtype)
+    tail = {"seed": 2**64 - 3, "sigma": 0.37, "name": "w", "noise": noise}
+    here = thickets.perturb_(torch.empty_like(weight), weight, **tail, backend="cpu")
+    there = thickets.perturb_(
+        torch.empty_like(weight, device="cuda"), weight.cuda(), **tail, backend="triton"
+    )
+    assert torch.equal(there.cpu(), here)
+
+
+@every_family
+@pytest.mark.parametrize("precision", ["exact", "storage"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_many_rows_per_member(with_bias: bool, shared: bool, precision: str, noise: str) -> None:
+    """Past every threshold, so that noise or W' goes through scratch memory."""
+    x = torch.randn(1024, 384, device="cuda", dtype=torch.bfloat16)
+    x = x if shared else x.expand(3, -1, -1).contiguous()
+    weight = torch.randn(200, 384, device="cuda", dtype=torch.bfloat16)
+    bias = torch.randn(200, device="cuda", dtype=torch.bfloat16) if with_bias else None
+    who = members(1, 2, 3)
+    actual = thickets.perturbed_linear(
+        x, weight, bias, **who, name="w", bias_name="b" if with_bias else None, noise=noise,
+        precision=precision, backend="triton",
+    )  # fmt: skip
+    kind = family(noise)
+    bias_stream = Stream("b", kind.for_vector()) if with_bias else None
+    expected = oracle.oracle_linear(
+        x, weight, bias, *who.values(), None, Stream("w", kind), bias_stream, precision
+    )
+    rounding = oracle.eps_rounding("triton", noise, x.dtype, weight.dtype, precision)
+    oracle.assert_close(actual, expected, f"{noise}, {precision}", rounding)
+
+
+@pytest.mark.parametrize("noise", ["normal4", "rademacher"])
+def test_addresses_have_64_bits(noise: str) -> None:
+    rows, cols = 70_000, 1 << 15  # 2.3e9 entries
+    weight = torch.zeros(rows, cols, device="cuda", dtype=torch.bfloat16)
+    tail = {"name": "w", "noise": noise, "backend": "triton"}
+    thickets.perturb_(weight, weight, seed=5, sigma=1.0, **tail)
+    last = thickets.sample_noise((rows, cols), rows=slice(rows - 2, rows), seed=5, device="cuda", **tail)
+    assert torch.equal(weight[-2:].float(), last)
+    x = torch.zeros(1, 1, cols, device="cuda", dtype=torch.bfloat16)
+    x[..., -1] = 1
+    y = thickets.perturbed_linear(x, weight, seeds=[5], sigmas=[0.0], **tail)
+    assert torch.equal(y[0, 0, -2:].float(), last[:, -1])
