@@ -57,7 +57,9 @@ def disassembled(cubin: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return tool("nvdisasm", "-c", file.name), tool("cuobjdump", "--dump-resource-usage", file.name)
+        return tool("nvdisasm", "-c", "-ndf", file.name), tool(
+            "cuobjdump", "--dump-resource-usage", file.name
+        )
 
 
 def parsed(sass: str) -> Code:

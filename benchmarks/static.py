@@ -22,29 +22,15 @@ from unittest import mock
 os.environ.pop("TRITON_INTERPRET", None)  # which would leave nothing to compile
 
 import sass
-import torch
 import triton
+from static_cases import CASES, Case
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from thickets.triton_kernels import accumulate, linear, rows
-from thickets.triton_kernels.launch import Members, Noise
 from thickets.triton_kernels.tuning import OPTIONS, Tuned
 
-BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
-NAMES = {BFLOAT16: "bfloat16", FLOAT32: "float32"}
-COLUMNS = 4096  # of every weight here: a multiple of 16, as layers have it
 ENTRIES = {"normal": 4, "normal4": 32, "rademacher": 128}  # of one Philox call
-
-
-class Case(NamedTuple):
-    """A call of a launch wrapper, and the noise entries of a step of its main loop from the constants."""
-
-    name: str
-    call: Callable[[], None]
-    entries: Callable[[dict[str, Any]], int]
-    product: bool = False  # must use the tensor cores
 
 
 class Launch(NamedTuple):
@@ -52,90 +38,6 @@ class Launch(NamedTuple):
 
     tuned: Tuned
     arguments: dict[str, Any]
-
-
-def empty(*shape: int, dtype: torch.dtype = BFLOAT16) -> torch.Tensor:
-    """A tensor without memory, which specialisation takes for an aligned one."""
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def members(count: int, rows: int) -> Members:
-    """Members with `rows` rows each."""
-    seeds, sigmas = empty(count, dtype=torch.int64), empty(count, dtype=FLOAT32)
-    return Members(seeds, sigmas, 1.0, None, rows, count * rows)
-
-
-def noise(family: str) -> Noise:
-    """A parameter's noise, of a family by its full name."""
-    kind, _, rank = family.partition("-")
-    return Noise(kind, int(rank or 0), 0x1234567890ABCDE, 0, 0, COLUMNS)
-
-
-def linear_case(family: str, kind: str, rows: int) -> Case:
-    """The fused product: `exact` adds a 16-bit noise product to a base; `storage` and `float32` form W'."""
-    dtype = FLOAT32 if kind == "float32" else BFLOAT16
-    count = 8
-
-    def call() -> None:
-        x, y = empty(count * rows, COLUMNS, dtype=dtype), empty(count * rows, COLUMNS, dtype=dtype)
-        weight = None if kind == "exact" else empty(COLUMNS, COLUMNS, dtype=dtype)
-        base = y if kind == "exact" else None
-        linear.linear(
-            y, x, weight, base, None, members(count, rows), noise(family), dtype, storage=kind == "storage"
-        )
-
-    name = f"linear {family} {kind} {rows} rows"
-    return Case(name, call, lambda tile: tile["TILE_O"] * tile["TILE_K"], product=True)
-
-
-def tile_entries(tile: dict[str, Any]) -> int:
-    """Entries of a program of the kernels that write tiles."""
-    return min(tile["ROWS"], tile["HEIGHT"]) * tile["COLS"]
-
-
-def rows_case(family: str, dtype: torch.dtype, what: str) -> Case:
-    """Rows of W': one `member` over the weight itself, looked-up `lines` of 8 members, or 64 `vectors`."""
-
-    def call() -> None:
-        height = 1 if what == "vectors" else COLUMNS
-        weight = empty(height, COLUMNS, dtype=dtype)
-        if what == "lines":
-            out, ids = empty(8 * 128, COLUMNS, dtype=dtype), empty(8 * 128, dtype=torch.int64)
-            rows.perturbed_rows(out, weight, members(8, 128), noise(family), ids)
-        elif what == "vectors":
-            out = empty(64, 1, COLUMNS, dtype=FLOAT32)
-            rows.perturbed_rows(out, weight, members(64, 1), noise(family))
-        else:
-            rows.perturbed_rows(weight[None], weight, members(1, 1), noise(family))
-
-    return Case(f"rows {family} {NAMES[dtype]} {what}", call, tile_entries)
-
-
-def accumulate_case(family: str, dtype: torch.dtype) -> Case:
-    """The sum of 8 members' noise on a weight."""
-
-    def call() -> None:
-        accumulate.accumulate(empty(COLUMNS, COLUMNS, dtype=dtype), members(8, 1), noise(family))
-
-    return Case(f"accumulate {family} {NAMES[dtype]}", call, tile_entries)
-
-
-DENSE = ("normal", "normal4", "rademacher")
-CASES = [
-    *(
-        linear_case(family, kind, count)
-        for family in DENSE
-        for kind in ("exact", "storage", "float32")
-        for count in (16, 128)
-    ),
-    *(
-        rows_case(family, dtype, what)
-        for family in (*DENSE, "lowrank-4")
-        for dtype in (BFLOAT16, FLOAT32)
-        for what in ("member", "lines", "vectors")
-    ),
-    *(accumulate_case(family, dtype) for family in (*DENSE, "lowrank-4") for dtype in (BFLOAT16, FLOAT32)),
-]
 
 
 def launches(call: Callable[[], None]) -> list[Launch]:
@@ -203,11 +105,13 @@ def table(names: Iterable[str], archs: Iterable[int], first: bool) -> Iterable[d
     """The figures of every case whose name contains all words of one of the names, or of all cases."""
     wanted = [set(name.split()) for name in names]
     for case in CASES:
-        if not wanted or any(words <= set(case.name.split()) for words in wanted):
-            for launch in launches(case.call):
-                for config in launch.tuned.configs[: 1 if first else None]:
-                    for arch in archs:
-                        yield figures(case, launch, config, arch)
+        if wanted and not any(words <= set(case.name.split()) for words in wanted):
+            continue
+        launch = launches(case.call)[case.index]
+        fitting = [c for c in launch.tuned.configs if launch.tuned.fits(c.kwargs, launch.arguments)]
+        for config in fitting[: 1 if first else None]:
+            for arch in archs:
+                yield figures(case, launch, config, arch)
 
 
 HEAD = (
