@@ -20,7 +20,7 @@ from .groups import group_of_tile, tiles
 from .launch import Members, Noise
 from .long_products import long_hadamard_product
 from .noise import STREAM_D1, STREAM_D2, STREAM_D3
-from .transform import diagonal, diagonal_words, row_words, transform
+from .transform import diagonal, diagonal_words, quarters, row_words, transform
 from .tuning import Tuned, config
 
 
@@ -51,6 +51,38 @@ def hadamard_tile(seed, id_low, id_high, row, N: tl.constexpr, ROWS: tl.constexp
     x = diagonal(x, diagonal_words(seed, id_low, id_high, STREAM_D2, block, 0, N), N, ROWS)
     x = transform(x, N, ROWS) * (1.0 / N)
     return diagonal(x, diagonal_words(seed, id_low, id_high, STREAM_D3, zero, 0, N), N, ROWS)
+
+
+@triton.jit
+def _add_and_store(
+    y,
+    base,
+    bias,
+    b_u,  # [ROWS, columns]: some columns of the noise product
+    first,  # output of the first of them
+    i_y,
+    m_y,
+    member,
+    rows,
+    outputs,
+    y_stride,
+    base_stride,
+    bias_member,
+    BASE_SHARED: tl.constexpr,
+):
+    """y = base + u + bias in these columns."""
+    i_o = first + tl.arange(0, b_u.shape[1])
+    m_o = (i_o >= 0) & (i_o < outputs)
+    m_u = m_y[:, None] & m_o[None, :]
+    if base is not None:
+        i_base = i_y - member * rows if BASE_SHARED else i_y
+        p_base = base + i_base[:, None] * base_stride + i_o[None, :]
+        b_base = tl.load(p_base, mask=m_u, other=0.0)
+        b_u = b_base.to(tl.float32) + b_u
+    if bias is not None:
+        b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
+        b_u += b_bias.to(tl.float32)[None, :]
+    tl.store(y + i_y[:, None] * y_stride + i_o[None, :], b_u.to(y.dtype.element_ty), mask=m_u)
 
 
 @triton.jit(do_not_specialize=["id_low", "id_high", "block", "count", "rows", "total"])
@@ -111,27 +143,36 @@ def product_kernel(
         b_u = transform(diagonal(b_z, word, N, ROWS), N, ROWS)
         word = diagonal_words(seed, id_low, id_high, STREAM_D1, zero + block + step, 0, N)
         b_u = transform(diagonal(b_u, word, N, ROWS), N, ROWS) * (s * (1.0 / N))
-        i_o = step * N - shift + i_n
-        m_o = (i_o >= 0) & (i_o < outputs)
-        m_u = m_y[:, None] & m_o[None, :]
-        if base is not None:
-            i_base = i_y - member * rows if BASE_SHARED else i_y
-            p_base = base + i_base[:, None] * base_stride + i_o[None, :]
-            b_base = tl.load(p_base, mask=m_u, other=0.0)
-            b_u = b_base.to(tl.float32) + b_u
-        if bias is not None:
-            b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
-            b_u += b_bias.to(tl.float32)[None, :]
-        tl.store(y + i_y[:, None] * y_stride + i_o[None, :], b_u.to(y.dtype.element_ty), mask=m_u)
+        first_o = step * N - shift
+        q0, q1, q2, q3 = quarters(b_u, N, ROWS)
+        _add_and_store(
+            y, base, bias, q0, first_o, i_y, m_y, member, rows, outputs,
+            y_stride, base_stride, bias_member, BASE_SHARED,
+        )  # fmt: skip
+        _add_and_store(
+            y, base, bias, q1, first_o + N // 4, i_y, m_y, member, rows, outputs,
+            y_stride, base_stride, bias_member, BASE_SHARED,
+        )  # fmt: skip
+        _add_and_store(
+            y, base, bias, q2, first_o + 2 * (N // 4), i_y, m_y, member, rows, outputs,
+            y_stride, base_stride, bias_member, BASE_SHARED,
+        )  # fmt: skip
+        _add_and_store(
+            y, base, bias, q3, first_o + 3 * (N // 4), i_y, m_y, member, rows, outputs,
+            y_stride, base_stride, bias_member, BASE_SHARED,
+        )  # fmt: skip
 
 
 @cache
 def tuned(n: int) -> Tuned:
-    """The product kernel for one n: 16, 32 or 64 elements of z per thread, at most 16 warps."""
+    """The product kernel for one n: 64, 32 or 16 elements of z per thread.
+
+    More than 8 warps have 128 registers a thread, which 32 elements of z with base and bias exceed.
+    """
     shapes = [
         (tile, warps)
         for each in (64, 32, 16)
-        for warps in (1, 2, 4, 8, 16)
+        for warps in ((1, 2, 4, 8) if n <= 16384 else (16,))
         if 1 <= (tile := 32 * warps * each // n) <= 16
     ]
     configs = [config(TILE=tile, warps=warps) for tile, warps in shapes]

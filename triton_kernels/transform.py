@@ -72,3 +72,12 @@ def diagonal(x, word, N: tl.constexpr, ROWS: tl.constexpr):
     """D x for every row of x, float32 [ROWS, N]: signs [ROWS, N // 32], or [1, N // 32] for all rows."""
     bits = tl.reshape(x, (ROWS, N // 32, 32)).to(tl.uint32, bitcast=True) ^ sign_bits(word, N)
     return tl.reshape(bits.to(tl.float32, bitcast=True), (ROWS, N))
+
+
+@triton.jit
+def quarters(x, N: tl.constexpr, ROWS: tl.constexpr):
+    """The quarters of the columns of x, [ROWS, N // 4]: finished one by one, they need fewer registers."""
+    even, odd = tl.split(tl.permute(tl.reshape(x, (ROWS, 2, 2, N // 4)), (0, 3, 1, 2)))
+    q0, q2 = tl.split(even)
+    q1, q3 = tl.split(odd)
+    return q0, q1, q2, q3
