@@ -21,7 +21,8 @@ check: build .venv/.checkers          ## linters, formatters, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
-	@mkdir -p build/mypy && ln -sfn ../../python build/mypy/thickets
+	@rm -rf build/mypy && mkdir -p build/mypy/thickets
+	@ln -s $(CURDIR)/python/* $(CURDIR)/triton_kernels build/mypy/thickets
 	MYPYPATH=build/mypy $(BIN)/mypy -p thickets
 
 format: .venv/.checkers               ## rewrite the sources as `make check` wants them

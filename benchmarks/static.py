@@ -108,7 +108,7 @@ def table(names: Iterable[str], archs: Iterable[int], first: bool) -> Iterable[d
         if wanted and not any(words <= set(case.name.split()) for words in wanted):
             continue
         launch = launches(case.call)[case.index]
-        fitting = [c for c in launch.tuned.configs if launch.tuned.fits(c.kwargs, launch.arguments)]
+        fitting = [c for c in launch.tuned.configs if launch.tuned.fits(c, launch.arguments)]
         for config in fitting[: 1 if first else None]:
             for arch in archs:
                 yield figures(case, launch, config, arch)

@@ -27,6 +27,7 @@ __all__ = [
     "family",
     "fma32",
     "hadamard_order",
+    "hadamard_transform",
     "parameter_id",
     "philox4x32_10",
 ]
@@ -217,7 +218,7 @@ def _signs(seeds: Tensor, identity: int, number: int, row_block: int, n: int) ->
     return _dense(seeds, identity, "rademacher", number, row_block, 0, 1, n)[:, 0]
 
 
-def _transform(x: Tensor) -> Tensor:
+def hadamard_transform(x: Tensor) -> Tensor:
     """Walsh-Hadamard transform over the last dimension, unnormalised: H_2 on each index bit, lowest first."""
     for _ in range(x.shape[-1].bit_length() - 1):
         even, odd = x[..., ::2], x[..., 1::2]
@@ -239,7 +240,7 @@ def _hadamard(seeds: Tensor, stream: Stream, rows: int, cols: int) -> Tensor:
         for first in range(max(block * n, stream.row), block_end, step):
             row = torch.arange(first, min(first + step, block_end), device=seeds.device)
             unit = ((row % n)[:, None] == torch.arange(n, device=seeds.device)).float()
-            lines = d3 * _transform(d2 * _transform(d1 * _transform(unit))) / n
+            lines = d3 * hadamard_transform(d2 * hadamard_transform(d1 * hadamard_transform(unit))) / n
             place = slice(first - stream.row, first - stream.row + row.numel())
             out[:, place] = lines[:, :, stream.col : stream.col + cols]
     return out

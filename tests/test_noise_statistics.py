@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from noise_sources import Source, bit_patterns, every_source, stream
+from noise_sources import Source, bit_patterns, every_compiled_source, stream
 from torch import Tensor
 
 from thickets.boxmuller import box_muller
@@ -89,7 +89,7 @@ def statistics(generate: Generate, noise: str) -> Report:
     return report
 
 
-@every_source
+@every_compiled_source
 @pytest.mark.parametrize("noise", ["normal", "normal4", "rademacher", "hadamard", "lowrank-1", "lowrank-8"])
 def test_moments_and_correlations(source: Source, noise: str) -> None:
     report = statistics(lambda name, row: source.noise(SEEDS, stream(name, noise, row), ROWS, COLS), noise)
@@ -104,7 +104,7 @@ def chi_square(counts: Tensor) -> float:
     return (ratio ** (1 / 3) - (1 - 2 / (9 * df))) / (2 / (9 * df)) ** 0.5
 
 
-@every_source
+@every_compiled_source
 def test_normals_have_the_normal_distribution(source: Source) -> None:
     """256 cells of equal probability over 983,040 entries: beyond 6 deviates once in 1e9."""
     x = source.noise(SEEDS, stream(NAME, "normal"), ROWS, COLS).double()
@@ -112,7 +112,7 @@ def test_normals_have_the_normal_distribution(source: Source) -> None:
     assert abs(chi_square(cell.bincount(minlength=256).double())) < LIMIT
 
 
-@every_source
+@every_compiled_source
 def test_normal4_levels_are_equally_likely(source: Source) -> None:
     x = source.noise(SEEDS, stream(NAME, "normal4"), ROWS, COLS).flatten()
     levels, counts = x.unique(return_counts=True)

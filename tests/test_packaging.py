@@ -96,7 +96,10 @@ def test_every_module_is_packaged(tmp_path):
     run = setup("build_py", "--build-lib", str(tmp_path))
     assert run.returncode == 0, run.stderr
     shipped = {path.relative_to(tmp_path / "thickets") for path in tmp_path.rglob("*.py")}
-    assert shipped == {path.relative_to(ROOT / "python") for path in (ROOT / "python").rglob("*.py")}
+    kernels = {path.relative_to(ROOT) for path in (ROOT / "triton_kernels").rglob("*.py")}
+    assert shipped == kernels | {
+        path.relative_to(ROOT / "python") for path in (ROOT / "python").rglob("*.py")
+    }
     assert all((tmp_path / "thickets" / name).exists() for name in ("py.typed", "_C.pyi"))
 
 
@@ -106,7 +109,7 @@ def test_source_distribution_is_complete(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         shipped = {name.partition("/")[2] for name in tar.getnames()}
-    folders = [ROOT / name for name in ("csrc", "python", "tests", "benchmarks", "docs")]
+    folders = [ROOT / name for name in ("csrc", "python", "triton_kernels", "tests", "benchmarks", "docs")]
     sources = [
         path
         for folder in folders

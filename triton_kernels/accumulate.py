@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .hadamard import longest
 from .launch import FAMILIES, Members, Noise
-from .long_rows import LONGEST, accumulate_long_rows
+from .long_rows import accumulate_long_rows
 from .rows import ALIGNMENT, noise_tile, order_of, tile_shapes
 from .tuning import Tuned
 
@@ -71,7 +72,7 @@ def accumulate(weight: Tensor, members: Members, noise: Noise) -> None:
     weight [R, C] float32, bfloat16 or float16 with a contiguous last dimension; c_i = sigmas[i] * scale.
     """
     order = order_of(noise)
-    if order > LONGEST:
+    if order > longest(weight.device):
         accumulate_long_rows(weight, members, noise)
         return
     rows, cols = weight.shape

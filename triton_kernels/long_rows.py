@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from thickets.noise import fma32, hadamard_order, philox4x32_10
+from thickets.noise import fma32, hadamard_order, hadamard_transform, philox4x32_10
 
 from .launch import Members, Noise
 from .noise import STREAM_D1, STREAM_D2, STREAM_D3
 
-LONGEST = 1 << 15  # order of a transform whose rows fit the shared memory and registers of a program
 MASK32 = 0xFFFFFFFF
 ENTRIES = 1 << 22  # at a time: temporaries stay near 200 MB
 
@@ -28,21 +27,13 @@ def _signs(seeds: Tensor, blocks: Tensor, noise: Noise, stream: int, n: int) -> 
     return (1 - 2 * bits).flatten(1).float()
 
 
-def _transform(x: Tensor) -> Tensor:
-    """G x for every row of x [L, n]."""
-    for _ in range(x.shape[1].bit_length() - 1):
-        even, odd = x[:, ::2], x[:, 1::2]
-        x = torch.cat((even + odd, even - odd), dim=1)
-    return x
-
-
 def _entries(seeds: Tensor, rows: Tensor, noise: Noise, cols: int) -> Tensor:
     """eps of global rows int64 [L] under seeds [L], columns from noise.col on: float32 [L, cols]."""
     n = hadamard_order(noise.full_cols)
     blocks = rows // n
     x = ((rows % n)[:, None] == torch.arange(n, device=rows.device)).float()
     for stream, block in ((STREAM_D1, blocks), (STREAM_D2, blocks), (STREAM_D3, blocks * 0)):
-        x = _signs(seeds, block, noise, stream.value, n) * _transform(x)
+        x = _signs(seeds, block, noise, stream.value, n) * hadamard_transform(x)
     return x[:, noise.col : noise.col + cols] / n
 
 

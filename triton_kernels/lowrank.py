@@ -213,7 +213,7 @@ def expand_kernel(
 PROJECT = Tuned(
     project_kernel,
     [
-        config(TILE_M=16, TILE_K=256, warps=1),
+        config(TILE_M=16, TILE_K=256, warps=4),
         config(TILE_M=16, TILE_K=1024, warps=4),
         config(TILE_M=8, TILE_K=1024, warps=4),
         config(TILE_M=1, TILE_K=1024, warps=8),

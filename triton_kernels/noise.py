@@ -39,13 +39,12 @@ def words(seed, id_low, id_high, stream: tl.constexpr, row, block):
 
 
 @triton.jit
-def root(x):
-    """The correctly rounded square root of a float32 x that is +-0 or in 1e-30 .. 1e30.
+def root(x, inverse):
+    """The correctly rounded square root of a float32 x that is +-0 or within 1e-30 .. 1e30.
 
-    Two Newton steps and a correction turn any reciprocal root within 5 units in the last place into the right
-    one (checked for all 2^24 significands; PTX promises 2.2 units), without the branches of tl.sqrt_rn.
+    `inverse` is 1 / sqrt(x), wrong by at most 5 units in the last place (PTX promises 2.2 of rsqrt.approx).
+    Two Newton steps and a correction make it right, without the branches of tl.sqrt_rn.
     """
-    inverse = tl.rsqrt(x)
     y, half = x * inverse, -0.5 * inverse
     error = tl.fma(y, half, 0.5)
     y, half = tl.fma(y, error, y), tl.fma(half, error, half)
@@ -64,7 +63,8 @@ def box_muller(w_a, w_b):
     high = tl.fma(tl.fma(t, 0.28733575, -0.29904565), t2, tl.fma(t, 0.33124804, -0.39913666))
     low = tl.fma(tl.fma(t, 0.5000415, -0.66668373), t2, tl.fma(t, 0.99999976, -2.0))
     p = tl.fma(tl.fma(t4, -0.17444487, high), t4, low)
-    r = root(tl.fma((e - 31).to(tl.float32), -1.3862944, p * t))
+    square = tl.fma((e - 31).to(tl.float32), -1.3862944, p * t)
+    r = root(square, tl.rsqrt(square))
     v = w_b + 0x20000000
     f = (w_b << 2).to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
     q = f * f

@@ -17,9 +17,9 @@ from torch import Tensor
 from thickets.noise import hadamard_order
 
 from .groups import group_of_tile, tiles
-from .hadamard import hadamard_tile
+from .hadamard import hadamard_tile, longest
 from .launch import FAMILIES, Members, Noise
-from .long_rows import LONGEST, perturbed_long_rows
+from .long_rows import perturbed_long_rows
 from .noise import HADAMARD, LOWRANK, dense_tile, lowrank_tile
 from .tuning import Tuned, config
 
@@ -123,7 +123,7 @@ def order_of(noise: Noise) -> int:
 def tile_shapes(family: str, order: int) -> list[triton.Config]:
     """ROWS and COLS to try, 32 entries a thread: whole rows of a hadamard transform, or tiles."""
     if family == "hadamard":
-        warps = [w for w in (4, 8, 16, 32) if order <= 1024 * w]
+        warps = [w for w in (4, 8, 16, 32) if order <= 1024 * w and (w < 32 or order > 16384)]
         return [config(ROWS=1024 * w // order, COLS=order, warps=w) for w in warps]
     shapes = [
         config(ROWS=16, COLS=256, warps=4),
@@ -150,7 +150,7 @@ def perturbed_rows(
     All float32, bfloat16 or float16 with a contiguous last dimension.
     """
     order = order_of(noise)
-    if order > LONGEST:
+    if order > longest(out.device):
         perturbed_long_rows(out, weight, members, noise, ids)
         return
     count, cols = len(members.seeds), out.shape[-1]

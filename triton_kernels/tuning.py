@@ -30,7 +30,7 @@ class Tuned:
     """A kernel with its configurations; `key` names the arguments that make a shape class.
 
     `written` names the arguments a launch overwrites: timing must leave them as they were. `fits` says
-    whether a configuration's tiles serve the arguments of a launch; at least one must.
+    whether a configuration serves the arguments of a launch; at least one must.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Tuned:
         configs: Sequence[triton.Config],
         key: Sequence[str],
         written: Sequence[str],
-        fits: Callable[[dict[str, int], dict[str, Any]], bool] = lambda tiles, arguments: True,
+        fits: Callable[[triton.Config, dict[str, Any]], bool] = lambda shape, arguments: True,
     ) -> None:
         self.kernel, self.configs, self.fits = kernel, list(configs), fits
         if not knobs.runtime.interpret:
@@ -62,4 +62,4 @@ class Tuned:
     def _fitting(
         self, configs: list[triton.Config], arguments: dict[str, Any], **rest: Any
     ) -> list[triton.Config]:
-        return [c for c in configs if self.fits(c.kwargs, arguments | rest)]
+        return [c for c in configs if self.fits(c, arguments | rest)]
