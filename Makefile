@@ -11,8 +11,8 @@ build: .venv/.installed               ## compile what changed in csrc/
 demo: build                           ## both experiments in about a minute
 	$(BIN)/thickets demo
 
-test: build                           ## the test suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+test: build                           ## the test suite, a process per core
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: build                          ## micro-benchmarks
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only

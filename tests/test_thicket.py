@@ -247,7 +247,7 @@ def test_an_edit_by_hand_is_noticed(tmp_path, old_and_new):
         (lambda c: c.update(precision="rough"), "precision: "),
         (lambda c: c.update(base="../../etc"), "base: "),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "edit",
 )
 def test_a_careful_edit_must_still_be_valid(tmp_path, edit, message):
     with pytest.raises(ThicketError, match=message):
