@@ -92,7 +92,7 @@ def linear(
     storage = precision == "storage" and weight.dtype in SIXTEEN_BITS
     sixteen = x.dtype == weight.dtype and x.dtype in SIXTEEN_BITS
     if stream.family.dense and not storage and sixteen:
-        _noise_product(to, rows, _product32(rows, weight), bias, members, noise)
+        _noise_product(to, rows, weight, bias, members, noise)
     elif stream.family.dense and not (x.dtype == weight.dtype and _large(members, noise)):
         dense_product(
             to, rows, weight, None, bias, members, noise, x.dtype if sixteen else torch.float32, storage
@@ -111,29 +111,25 @@ def _large(members: Members, noise: Noise) -> bool:
 
 
 def _noise_product(
-    y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, members: Members, noise: Noise
+    y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, members: Members, noise: Noise
 ) -> None:
-    """y = base + s (x eps^T) + bias for a dense family; eps in the dtype of x."""
+    """y = x W^T + s (x eps^T) + bias for a dense family, or y += s (x eps^T); eps in the dtype of x."""
     from ..triton_kernels import combine, dense_product, perturbed_rows
 
     if x.dtype not in SIXTEEN_BITS or not _large(members, noise):
+        base = y if weight is None else _product32(x, weight)
         dense_product(y, x, None, base, bias, members, noise, x.dtype)
         return
-    outputs, inputs, rows = y.shape[1], x.shape[1], members.rows
+    outputs, inputs, rows, shared = y.shape[1], x.shape[1], members.rows, len(x) != len(y)
     for part, span in members.chunks(SCRATCH // (outputs * inputs)):
         eps = torch.empty(len(part.seeds), outputs, inputs, dtype=x.dtype, device=x.device)
         perturbed_rows(eps, None, part, noise)
-        of, shared = slice(span.start * rows, span.stop * rows), len(x) != len(y)
-        group = x.expand(len(eps), -1, -1) if shared else x[of].view(-1, rows, inputs)
+        of = slice(span.start * rows, span.stop * rows)
+        own_x, own_y = x if shared else x[of], y[of]
+        base = own_y if weight is None else _product32(own_x, weight)
+        product = _product32(own_x.view(-1, rows, inputs).expand(len(eps), -1, -1), eps)
         own_bias = bias[span] if bias is not None and bias.dim() == 2 else bias
-        combine(
-            y[of],
-            _product32(group, eps),
-            base if len(base) != len(y) else base[of],
-            own_bias,
-            part.sigmas,
-            part.scale,
-        )
+        combine(own_y, product, base, own_bias, part.sigmas, part.scale)
 
 
 def _materialised(
@@ -177,7 +173,7 @@ def noise_linear_(
     members, noise = _members(seeds, sigmas, stream.scale, offsets, x), _noise(stream, x.shape[-1])
     rows, sums = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     if stream.family.dense:
-        _noise_product(sums, rows, sums, None, members, noise)
+        _noise_product(sums, rows, None, None, members, noise)
     else:
         product = hadamard_product if stream.family.kind == "hadamard" else lowrank_product
         product(sums, rows, sums, None, members, noise)
