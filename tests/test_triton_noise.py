@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from thickets.triton_kernels.noise import root
+from thickets.noise import MAGNITUDES
+from thickets.triton_kernels.noise import NORMAL4_PTX, root
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
 SIZE = 1 << 14
@@ -49,3 +50,49 @@ def test_the_root_is_right_for_any_approximate_reciprocal_root(squares: Tensor, 
     expected = squares.double().sqrt().float()
     assert torch.equal(out.cpu(), expected)
     assert torch.equal(out.cpu().signbit(), expected.signbit())
+
+
+def evaluated(ptx: str, word: int) -> list[int]:
+    """The 16-bit patterns that the PTX of normal4 makes of a word, by the PTX ISA's word on instructions."""
+    registers: dict[str, int] = {"$8": word}
+    out = [0] * 8
+
+    def value(operand: str) -> int:
+        return registers[operand] if operand in registers else int(operand, 0)
+
+    def permuted(a: int, b: int, picks: int) -> int:
+        source = (a | b << 32).to_bytes(8, "little")
+        nibbles = [picks >> 4 * i & 15 for i in range(4)]
+        assert max(nibbles) < 8, "the sign mode of prmt is not meant"
+        return int.from_bytes(bytes(source[nibble] for nibble in nibbles), "little")
+
+    operations = {
+        "and.b32": lambda a, b: a & b,
+        "or.b32": lambda a, b: a | b,
+        "shl.b32": lambda a, b: a << b & 0xFFFFFFFF,
+        "shr.u32": lambda a, b: a >> b,
+        "prmt.b32": permuted,
+    }
+    for line in ptx.strip("{}\n").splitlines():
+        name, _, rest = line.rstrip(";").partition(" ")
+        if name == ".reg":
+            continue
+        if name == "mov.b32":  # {$i, $j}, pair
+            low, high, pair = (part.strip(" {}") for part in rest.split(","))
+            out[int(low[1:])], out[int(high[1:])] = value(pair) & 0xFFFF, value(pair) >> 16
+            continue
+        to, *operands = (part.strip() for part in rest.split(","))
+        registers[to] = operations[name](*map(value, operands))
+    return out
+
+
+def test_the_bytes_of_normal4_are_those_of_the_contract() -> None:
+    """The interpreter cannot run assembly, so its text is evaluated here against section 3."""
+    words = [0, 0xFFFFFFFF, *torch.randint(0, 1 << 32, (500,)).tolist()]
+    for word in words:
+        entries = []
+        for i in range(8):
+            sign = word >> (8 * i + 7 if i < 4 else 8 * (i - 4) + 3) & 1
+            entries.append(-MAGNITUDES[word >> 4 * i & 7] if sign else MAGNITUDES[word >> 4 * i & 7])
+        patterns = torch.tensor(evaluated(NORMAL4_PTX.value, word), dtype=torch.int32).to(torch.uint16)
+        assert patterns.view(torch.bfloat16).tolist() == entries

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .groups import group_of_tile, tiles
 from .launch import DTYPES, FAMILIES, Members, Noise
-from .noise import NONE, RADEMACHER, dense_tile
+from .noise import NONE, NORMAL4, RADEMACHER, dense_tile
 from .tuning import Tuned, config
 
 ALIGNMENT = 128  # tiles begin at multiples of it, where a Philox call of every family does
@@ -107,10 +107,13 @@ def linear_kernel(
 
 def _fits(shape: triton.Config, arguments: dict[str, Any]) -> bool:
     """Whether a configuration can make the noise of a family, and spills no registers on sm_80 and sm_90."""
-    tile, few = (shape.kwargs["TILE_O"], shape.kwargs["TILE_K"]), arguments["TILE_M"] <= 32
-    if arguments["FAMILY"] == RADEMACHER.value:  # 128 entries a Philox call
-        return tile[1] >= 128 and (few or shape.num_warps >= 4)
-    return shape.num_warps >= 4 and (few or tile == (64, 64) or arguments["FAMILY"] == NONE.value)
+    family, tile = arguments["FAMILY"], (shape.kwargs["TILE_O"], shape.kwargs["TILE_K"])
+    few = arguments["TILE_M"] <= 16
+    if family == RADEMACHER.value:
+        return tile[1] >= 128 and (few or shape.num_warps >= 4)  # 128 entries a Philox call
+    if family == NORMAL4.value:
+        return few or shape.num_warps >= 4
+    return shape.num_warps >= 4 and (arguments["TILE_M"] <= 32 or tile == (64, 64) or family == NONE.value)
 
 
 KEY = ["outputs", "inputs", "FAMILY", "TILE_M"]

@@ -5,8 +5,10 @@ CPU backends agree bit for bit; kernels that call these are compiled with `enabl
 (tuning.py). Tiles are in natural order: a thread makes neighbouring columns, which joins put side by side.
 """
 
+import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 # Families as in csrc/noise.h; NONE is a plain product.
 NONE = tl.constexpr(0)
@@ -91,9 +93,46 @@ def _in_order(w0, w1, w2, w3):
     return tl.join(tl.join(w0, w2), tl.join(w1, w3))
 
 
+# A word $8 -> its eight normal4 entries $0 .. $7 in bfloat16, which holds them exactly. A nibble picks a byte
+# of each of two tables: low and high halves of magnitudes. Sign bits lie where the high bytes have theirs.
+NORMAL4_PTX = tl.constexpr("""{
+.reg .b32 pick, low, high, pair;
+and.b32 pick, $8, 0x77777777;
+prmt.b32 low, 0x09BC5C91, 0x08A27238, pick;
+prmt.b32 high, 0x3F3E3E3D, 0x403F3F3F, pick;
+and.b32 pair, $8, 0x80808080;
+or.b32 high, high, pair;
+prmt.b32 pair, low, high, 0x5140;
+mov.b32 {$0, $1}, pair;
+prmt.b32 pair, low, high, 0x7362;
+mov.b32 {$2, $3}, pair;
+shr.u32 pick, pick, 16;
+prmt.b32 low, 0x09BC5C91, 0x08A27238, pick;
+prmt.b32 high, 0x3F3E3E3D, 0x403F3F3F, pick;
+shl.b32 pair, $8, 4;
+and.b32 pair, pair, 0x80808080;
+or.b32 high, high, pair;
+prmt.b32 pair, low, high, 0x5140;
+mov.b32 {$4, $5}, pair;
+prmt.b32 pair, low, high, 0x7362;
+mov.b32 {$6, $7}, pair;
+}""")
+HAS_PTX = tl.constexpr(not knobs.runtime.interpret and torch.version.hip is None)
+EIGHT_BFLOAT16 = tl.constexpr((tl.bfloat16,) * 8)
+
+
 @triton.jit
-def _normal4(w):
-    """Words [...] -> their eight entries [..., 2, 2, 2]."""
+def _normal4_by_bytes(w):
+    """Words [...] -> their eight entries [..., 2, 2, 2], on NVIDIA GPUs: 1.6 instructions an entry."""
+    e0, e1, e2, e3, e4, e5, e6, e7 = tl.inline_asm_elementwise(
+        NORMAL4_PTX, "=h,=h,=h,=h,=h,=h,=h,=h,r", [w], dtype=EIGHT_BFLOAT16, is_pure=True, pack=1
+    )
+    return tl.join(_in_order(e0, e2, e4, e6), _in_order(e1, e3, e5, e7)).to(tl.float32)
+
+
+@triton.jit
+def _normal4_by_selects(w):
+    """Words [...] -> their eight entries [..., 2, 2, 2], anywhere: 9 instructions an entry."""
     index = tl.join(w, w >> 16)
     index = tl.join(index, index >> 8)
     index = tl.join(index, index >> 4)  # element i: w >> 4 i, its magnitude in the low three bits
@@ -144,7 +183,11 @@ def dense_tile(seed, id_low, id_high, row, col, FAMILY: tl.constexpr, ROWS: tl.c
     elif FAMILY == NORMAL4:
         block = col // 32 + tl.arange(0, COLS // 32)
         w0, w1, w2, w3 = words(seed, id_low, id_high, STREAM_NORMAL4, row[:, None], block[None, :])
-        return tl.reshape(_normal4(_in_order(w0, w1, w2, w3)), (ROWS, COLS))
+        w = _in_order(w0, w1, w2, w3)
+        if HAS_PTX:
+            return tl.reshape(_normal4_by_bytes(w), (ROWS, COLS))
+        else:
+            return tl.reshape(_normal4_by_selects(w), (ROWS, COLS))
     else:
         tl.static_assert(FAMILY == RADEMACHER)
         sign = sign_tile(seed, id_low, id_high, STREAM_RADEMACHER, row, col, ROWS, COLS)
