@@ -141,3 +141,43 @@ def test_addresses_have_64_bits(noise: str) -> None:
     x[..., -1] = 1
     y = thickets.perturbed_linear(x, weight, seeds=[5], sigmas=[0.0], **tail)
     assert torch.equal(y[0, 0, -2:].float(), last[:, -1])
+
+
+class Block(torch.nn.Module):
+    """A decoder block of plain layers: causal attention and a gated product, each after a norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = torch.nn.RMSNorm(width), torch.nn.RMSNorm(width)
+        self.qkv, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width, bias=False)
+        self.gate, self.up = (torch.nn.Linear(width, 2 * width, bias=False) for _ in range(2))
+        self.down = torch.nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        y = self.norm2(x)
+        return x + self.down(torch.nn.functional.silu(self.gate(y)) * self.up(y))
+
+
+@every_family
+def test_a_decoder_in_a_graph_replays_with_other_members(noise: str) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Embedding(100, 64), Block(64, 4), Block(64, 4), torch.nn.Linear(64, 100, bias=False)]
+    model = torch.nn.Sequential(*layers).to("cuda", torch.bfloat16).eval()
+    ids = torch.randint(100, (2, 7), device="cuda")
+    pm = thickets.perturb(model, noise=noise, backend="triton")
+    with pm.members([1, 2, 3], [0.05, -0.05, 0.02]):
+        before = pm(ids).clone()  # compiles and tunes
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = pm(ids)
+    with pm.members([4, 5, 2**64 - 1], [0.05, 0.0, 0.1]):
+        graph.replay()
+        assert torch.equal(result, pm(ids))
+        assert not torch.equal(result, before)
