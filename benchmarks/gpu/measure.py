@@ -9,6 +9,7 @@ which it names as crashed.
 
 import argparse
 import gc
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ import torch
 from thickets.backends import REGISTRY, refusal
 from thickets.noise import hadamard_order
 
+from . import tables
 from .cases import PLANS, Case, Linear
 from .contenders import LIMITS, Contender, contenders
 from .processes import BROKEN
@@ -265,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         record = Record(asked.to, settings)
         record.resume()
         run(record, plan, asked.backends, asked.device, dtype, asked.each, deadline)
+    print(tables.measurements(json.loads(asked.to.read_text())))
 
 
 if __name__ == "__main__":
