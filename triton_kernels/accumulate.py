@@ -13,7 +13,8 @@ from torch import Tensor
 from .hadamard import longest
 from .launch import FAMILIES, Members, Noise
 from .long_rows import accumulate_long_rows
-from .rows import ALIGNMENT, noise_tile, order_of, tile_shapes
+from .noise import ALIGNMENT
+from .rows import noise_tile, order_of, tile_shapes
 from .tuning import Tuned
 
 

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from .groups import group_of_tile, tiles
 from .launch import DTYPES, FAMILIES, Members, Noise
-from .noise import NONE, NORMAL4, RADEMACHER, dense_tile
+from .noise import ALIGNMENT, NONE, NORMAL4, RADEMACHER, dense_tile
 from .tuning import Tuned, config
-
-ALIGNMENT = 128  # tiles begin at multiples of it, where a Philox call of every family does
 
 
 @triton.jit(do_not_specialize=["id_low", "id_high", "row", "col", "count", "rows", "total"])

@@ -18,6 +18,8 @@ RADEMACHER = tl.constexpr(3)
 HADAMARD = tl.constexpr(4)
 LOWRANK = tl.constexpr(5)
 
+ALIGNMENT = 128  # tiles begin at multiples of it: there a Philox call of every dense family does
+
 # Section 3: stream numbers, the low three bits of counter word c3.
 STREAM_NORMAL = tl.constexpr(0)
 STREAM_NORMAL4 = tl.constexpr(1)
@@ -157,20 +159,6 @@ def _signs(w):
 
 
 @triton.jit
-def sign_tile(seed, id_low, id_high, stream: tl.constexpr, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The sign bits of a stream of signs, uint32 [ROWS, COLS]: 0 or 2^31. Arguments as in `dense_tile`."""
-    block = col // 128 + tl.arange(0, COLS // 128)
-    w0, w1, w2, w3 = words(seed, id_low, id_high, stream, row[:, None], block[None, :])
-    return tl.reshape(_signs(_in_order(w0, w1, w2, w3)) & 0x80000000, (ROWS, COLS))
-
-
-@triton.jit
-def flip(x, sign):
-    """x times the diagonal whose sign bits are given."""
-    return (x.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def dense_tile(seed, id_low, id_high, row, col, FAMILY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Entries [ROWS, COLS] of a dense family, float32 (section 3).
 
@@ -190,8 +178,10 @@ def dense_tile(seed, id_low, id_high, row, col, FAMILY: tl.constexpr, ROWS: tl.c
             return tl.reshape(_normal4_by_selects(w), (ROWS, COLS))
     else:
         tl.static_assert(FAMILY == RADEMACHER)
-        sign = sign_tile(seed, id_low, id_high, STREAM_RADEMACHER, row, col, ROWS, COLS)
-        return (sign | 0x3F800000).to(tl.float32, bitcast=True)
+        block = col // 128 + tl.arange(0, COLS // 128)
+        w0, w1, w2, w3 = words(seed, id_low, id_high, STREAM_RADEMACHER, row[:, None], block[None, :])
+        sign = _signs(_in_order(w0, w1, w2, w3)) & 0x80000000
+        return tl.reshape((sign | 0x3F800000).to(tl.float32, bitcast=True), (ROWS, COLS))
 
 
 @triton.jit

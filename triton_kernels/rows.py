@@ -20,10 +20,8 @@ from .groups import group_of_tile, tiles
 from .hadamard import hadamard_tile, longest
 from .launch import FAMILIES, Members, Noise
 from .long_rows import perturbed_long_rows
-from .noise import HADAMARD, LOWRANK, dense_tile, lowrank_tile
+from .noise import ALIGNMENT, HADAMARD, LOWRANK, dense_tile, lowrank_tile
 from .tuning import Tuned, config
-
-ALIGNMENT = 128  # tiles of dense families begin at columns where a Philox call of each does
 
 
 @triton.jit
