@@ -26,6 +26,7 @@ ROWS = (1, 8, 64, 512)
 SIGMA = 0.01
 NAME = "bench.weight"
 BASELINES = ("loop", "floor")
+CPU = torch.device("cpu")
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -76,13 +77,18 @@ class Result:
 
 
 def contenders(
-    case: Case, families: Iterable[str] = FAMILIES, dtype: torch.dtype = torch.float32
+    case: Case,
+    families: Iterable[str] = FAMILIES,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> Contenders:
     """The loop, the floor and one perturbed product per family, each a call that computes all members."""
     generator = torch.Generator().manual_seed(0)
-    weight = (torch.randn(case.outputs, case.inputs, generator=generator) / case.inputs**0.5).to(dtype)
-    x = torch.randn(case.members, case.rows, case.inputs, generator=generator).to(dtype)
-    seeds, sigmas = torch.arange(case.members), torch.full((case.members,), SIGMA)
+    weight = torch.randn(case.outputs, case.inputs, generator=generator) / case.inputs**0.5
+    x = torch.randn(case.members, case.rows, case.inputs, generator=generator)
+    weight, x = weight.to(device, dtype), x.to(device, dtype)
+    seeds = torch.arange(case.members, device=device)
+    sigmas = torch.full((case.members,), SIGMA, device=device)
     written, all_rows = weight.clone(), x.flatten(0, 1)
 
     def loop() -> None:
@@ -105,7 +111,7 @@ def _check(y: object, x: Tensor, weight: Tensor, family: str) -> None:
     """RuntimeError unless the last member's rows agree with float64 arithmetic."""
     assert isinstance(y, Tensor)
     seed = len(x) - 1
-    noise = sample_noise(tuple(weight.shape), seed=seed, name=NAME, noise=family)
+    noise = sample_noise(tuple(weight.shape), seed=seed, name=NAME, noise=family, device=x.device)
     expected = x[-1].double() @ (weight.double() + SIGMA * noise.double()).T
     error = (y[-1] - expected).abs().max() / expected.abs().max()
     limit = 1e-5 if x.dtype == torch.float32 else 1e-2
@@ -115,8 +121,12 @@ def _check(y: object, x: Tensor, weight: Tensor, family: str) -> None:
         )
 
 
-def measure(calls: Contenders, members: int, seconds: float) -> dict[str, Timing]:
-    """Time all contenders in alternating order, at least three times each, for about `seconds`."""
+def measure(calls: Contenders, members: int, seconds: float, device: torch.device = CPU) -> dict[str, Timing]:
+    """Time all contenders in alternating order, at least three times each, for about `seconds`.
+
+    On a GPU a time ends when it has finished, so a launch is part of it.
+    """
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for name in samples:
         if name != "loop":  # the loop is slow and needs no warming up: it writes all it reads
@@ -124,8 +134,10 @@ def measure(calls: Contenders, members: int, seconds: float) -> dict[str, Timing
     order, begin, rounds = list(calls), time.perf_counter(), 0
     while rounds < 3 or time.perf_counter() - begin < seconds:
         for name in order:
+            wait(device)
             start = time.perf_counter()
             calls[name]()
+            wait(device)
             samples[name].append((time.perf_counter() - start) / members)
         order.reverse()
         rounds += 1
@@ -151,6 +163,7 @@ def run(
     *,
     families: Iterable[str] = FAMILIES,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = CPU,
     seconds: float = 2.0,
     on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
@@ -158,10 +171,10 @@ def run(
 
     RuntimeError if a result disagrees with float64 arithmetic: nothing wrong is ever timed.
     """
-    families, results = list(families), []
+    families, device, results = list(families), torch.device(device), []
     with torch.no_grad():
         for case in cases() if which is None else which:
-            timings = measure(contenders(case, families, dtype), case.members, seconds)
+            timings = measure(contenders(case, families, dtype, device), case.members, seconds, device)
             results.append(Result(case, timings))
             if on_result is not None:
                 on_result(results[-1])

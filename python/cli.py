@@ -209,10 +209,14 @@ def bench(
         str, typer.Option(help="Noise families.")
     ] = "normal,normal4,rademacher,hadamard,lowrank-1",
     members: Annotated[int, typer.Option(help="Members per product.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seconds: Annotated[float, typer.Option(help="Time for each case, at least three rounds.")] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Time perturbed products against the loop of today's scripts and the unperturbed product."""
+    import torch
+
     from thickets import bench as benchmark
     from thickets import info as installation
 
@@ -222,6 +226,8 @@ def bench(
     results = benchmark.run(
         benchmark.cases(shapes, counts, _count(members, "members")),
         families=_families(families),
+        dtype=getattr(torch, _one_of(dtype, ("float32", "bfloat16", "float16"), "dtype")),
+        device=_one_of(device, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",), "device"),
         seconds=seconds,
         on_result=lambda result: say(str(result.case)),
     )
@@ -281,6 +287,12 @@ def _families(text: str) -> tuple[str, ...]:
     from thickets.tasks.families import FAMILIES
 
     return FAMILIES if text == "all" else tuple(str(family(part)) for part in text.split(",") if part)
+
+
+def _one_of(text: str, names: tuple[str, ...], option: str) -> str:
+    if text not in names:
+        raise ValueError(f"{option} must be one of {', '.join(names)} here, got {text!r}")
+    return text
 
 
 def _shape(text: str) -> tuple[int, int]:

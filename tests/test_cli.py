@@ -161,7 +161,7 @@ def test_info_and_bench_print_json():
     layer = ("--layers", "8x16", "--rows", 2, "--families", "rademacher", "--members", 2, "--seconds", 0.01)
     (result,) = json.loads(good("bench", *layer, "--json"))["results"]
     assert set(result["ratios"]["rademacher"]) == {"x loop", "x floor"}
-    assert "Geometric means" in good("bench", *layer)
+    assert "Geometric means" in good("bench", *layer, "--dtype", "bfloat16", "--device", "cpu")
 
 
 # What fails
@@ -188,6 +188,8 @@ def test_info_and_bench_print_json():
         (["export", "nowhere"], "run 'nowhere' is not a folder"),
         (["bench", "--layers", "8by8"], "layers must be such as 512x512"),
         (["bench", "--rows", "0"], "rows must be whole numbers >= 1, got '0'"),
+        (["bench", "--device", "tpu"], "device must be one of cpu"),
+        (["bench", "--dtype", "int8"], "dtype must be one of float32, bfloat16, float16 here, got 'int8'"),
         (["vote", "nowhere"], "--inputs"),
         (["fly"], "fly"),
     ],
