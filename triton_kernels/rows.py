@@ -100,7 +100,7 @@ def rows_kernel(
             return
         line = first + tl.arange(0, TALL)
         m_r = line < end
-        i_w = tl.load(ids + (line - member * rows if SHARED else line), mask=m_r, other=0)
+        i_w = tl.load(ids + (line - member * rows if SHARED else line), mask=m_r, other=0).to(tl.int64)
         p_out = out + line.to(tl.int64) * out_stride
     i_c = start - shift + tl.arange(0, COLS)
     m = m_r[:, None] & ((i_c >= 0) & (i_c < cols))[None, :]
