@@ -137,6 +137,9 @@ def test_addresses_have_64_bits(noise: str) -> None:
     thickets.perturb_(weight, weight, seed=5, sigma=1.0, **tail)
     last = thickets.sample_noise((rows, cols), rows=slice(rows - 2, rows), seed=5, device="cuda", **tail)
     assert torch.equal(weight[-2:].float(), last)
+    id = torch.tensor([rows - 1], dtype=torch.int32, device="cuda")
+    found = thickets.perturbed_embedding(id, weight, seeds=[5], sigmas=[0.0], **tail)
+    assert torch.equal(found[0, 0], weight[-1])
     x = torch.zeros(1, 1, cols, device="cuda", dtype=torch.bfloat16)
     x[..., -1] = 1
     y = thickets.perturbed_linear(x, weight, seeds=[5], sigmas=[0.0], **tail)
