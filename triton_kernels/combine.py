@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .epilogue import add_and_store, result
 from .tuning import Tuned, config
 
 
@@ -21,8 +22,8 @@ def combine_kernel(
     outputs,
     y_stride,
     base_stride,
-    base_member,
     bias_member,
+    BASE_SHARED: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_O: tl.constexpr,
 ):
@@ -32,14 +33,10 @@ def combine_kernel(
     mask = (i_m < rows)[:, None] & (i_o < outputs)[None, :]
     i_row = member * rows + i_m
     acc = tl.load(product + i_row[:, None] * outputs + i_o[None, :], mask=mask, other=0.0)
-    acc = acc * (tl.load(sigmas + member) * scale)
-    i_base = member * base_member + i_m.to(tl.int64) * base_stride
-    acc = tl.load(base + i_base[:, None] + i_o[None, :], mask=mask, other=0.0).to(tl.float32) + acc
-    if bias is not None:
-        acc += tl.load(bias + member * bias_member + i_o, mask=i_o < outputs, other=0.0).to(tl.float32)[
-            None, :
-        ]
-    tl.store(y + i_row[:, None] * y_stride + i_o[None, :], acc.to(y.dtype.element_ty), mask=mask)
+    add_and_store(
+        y, base, bias, acc * (tl.load(sigmas + member) * scale), tl.program_id(1) * TILE_O, i_row, i_m < rows,
+        member, rows, outputs, y_stride, base_stride, bias_member, BASE_SHARED,
+    )  # fmt: skip
 
 
 TUNED = Tuned(combine_kernel, [config(TILE_M=16, TILE_O=256, warps=8)], key=["outputs"], written=["y"])
@@ -54,11 +51,8 @@ def combine(
     itself; bias [O] or [N, O]; sigmas float32 [N]. Last dimensions are contiguous.
     """
     count, rows, outputs = product.shape
-    arguments = {
-        "y": y, "product": product, "base": base, "bias": bias, "sigmas": sigmas, "scale": scale,
-        "rows": rows, "outputs": outputs, "y_stride": y.stride(0), "base_stride": base.stride(0),
-        "base_member": 0 if len(base) != len(y) else rows * base.stride(0),
-        "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
+    arguments = result(y, base, bias) | {
+        "product": product, "sigmas": sigmas, "scale": scale, "rows": rows,
     }  # fmt: skip
     TUNED(
         lambda meta: (triton.cdiv(rows, meta["TILE_M"]), triton.cdiv(outputs, meta["TILE_O"]), count),

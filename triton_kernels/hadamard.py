@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thickets.noise import hadamard_order
 
+from .epilogue import add_and_store, result
 from .groups import group_of_tile, tiles
 from .launch import Members, Noise
 from .long_products import long_hadamard_product
@@ -51,38 +52,6 @@ def hadamard_tile(seed, id_low, id_high, row, N: tl.constexpr, ROWS: tl.constexp
     x = diagonal(x, diagonal_words(seed, id_low, id_high, STREAM_D2, block, 0, N), N, ROWS)
     x = transform(x, N, ROWS) * (1.0 / N)
     return diagonal(x, diagonal_words(seed, id_low, id_high, STREAM_D3, zero, 0, N), N, ROWS)
-
-
-@triton.jit
-def _add_and_store(
-    y,
-    base,
-    bias,
-    b_u,  # [ROWS, columns]: some columns of the noise product
-    first,  # output of the first of them
-    i_y,
-    m_y,
-    member,
-    rows,
-    outputs,
-    y_stride,
-    base_stride,
-    bias_member,
-    BASE_SHARED: tl.constexpr,
-):
-    """y = base + u + bias in these columns."""
-    i_o = first + tl.arange(0, b_u.shape[1])
-    m_o = (i_o >= 0) & (i_o < outputs)
-    m_u = m_y[:, None] & m_o[None, :]
-    if base is not None:
-        i_base = i_y - member * rows if BASE_SHARED else i_y
-        p_base = base + i_base[:, None] * base_stride + i_o[None, :]
-        b_base = tl.load(p_base, mask=m_u, other=0.0)
-        b_u = b_base.to(tl.float32) + b_u
-    if bias is not None:
-        b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
-        b_u += b_bias.to(tl.float32)[None, :]
-    tl.store(y + i_y[:, None] * y_stride + i_o[None, :], b_u.to(y.dtype.element_ty), mask=m_u)
 
 
 @triton.jit(do_not_specialize=["id_low", "id_high", "block", "count", "rows", "total"])
@@ -145,19 +114,19 @@ def product_kernel(
         b_u = transform(diagonal(b_u, word, N, ROWS), N, ROWS) * (s * (1.0 / N))
         first_o = step * N - shift
         q0, q1, q2, q3 = quarters(b_u, N, ROWS)
-        _add_and_store(
+        add_and_store(
             y, base, bias, q0, first_o, i_y, m_y, member, rows, outputs,
             y_stride, base_stride, bias_member, BASE_SHARED,
         )  # fmt: skip
-        _add_and_store(
+        add_and_store(
             y, base, bias, q1, first_o + N // 4, i_y, m_y, member, rows, outputs,
             y_stride, base_stride, bias_member, BASE_SHARED,
         )  # fmt: skip
-        _add_and_store(
+        add_and_store(
             y, base, bias, q2, first_o + 2 * (N // 4), i_y, m_y, member, rows, outputs,
             y_stride, base_stride, bias_member, BASE_SHARED,
         )  # fmt: skip
-        _add_and_store(
+        add_and_store(
             y, base, bias, q3, first_o + 3 * (N // 4), i_y, m_y, member, rows, outputs,
             y_stride, base_stride, bias_member, BASE_SHARED,
         )  # fmt: skip
@@ -197,12 +166,9 @@ def hadamard_product(
     # Programs share out the row blocks only as far as the device needs that to be full: each computes G D3 x
     # anew. Rows of 2^15 elements leave no registers to keep it.
     spread = blocks if n > 16384 else min(blocks, triton.cdiv(4 * processors(y.device), total))
-    arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
-        "y": y, "x": x, "base": base, "bias": bias, "block": noise.row // n, "shift": noise.row % n,
-        "col": noise.col, "outputs": outputs, "inputs": x.shape[1], "y_stride": y.stride(0),
-        "x_stride": x.stride(0), "base_stride": 0 if base is None else base.stride(0),
-        "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
-        "N": n, "SHARED": len(x) != total, "BASE_SHARED": base is not None and len(base) != total,
+    arguments: dict[str, Any] = members.arguments() | noise.arguments() | result(y, base, bias) | {
+        "x": x, "block": noise.row // n, "shift": noise.row % n, "col": noise.col, "inputs": x.shape[1],
+        "x_stride": x.stride(0), "N": n, "SHARED": len(x) != total,
         "EACH": min(triton.next_power_of_2(max(each, 1)), 16),
         "ONE": spread == blocks,
     }  # fmt: skip

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .epilogue import result
 from .groups import group_of_tile, tiles
 from .launch import DTYPES, FAMILIES, Members, Noise
 from .noise import ALIGNMENT, NONE, NORMAL4, RADEMACHER, dense_tile
@@ -154,16 +155,12 @@ def dense_product(
     total, outputs = y.shape
     each = members.rows if members.offsets is None else total // len(members.seeds)
     shift = noise.col % ALIGNMENT
-    arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
-        "y": y, "x": x, "w": w, "base": base, "bias": bias, "row": noise.row, "col": noise.col,
-        "outputs": outputs, "inputs": x.shape[1], "y_stride": y.stride(0), "x_stride": x.stride(0),
+    arguments: dict[str, Any] = members.arguments() | noise.arguments() | result(y, base, bias) | {
+        "x": x, "w": w, "row": noise.row, "col": noise.col, "inputs": x.shape[1], "x_stride": x.stride(0),
         "w_stride": 0 if w is None else w.stride(-2),
         "w_member": w.stride(0) if w is not None and w.dim() == 3 else 0,
-        "base_stride": 0 if base is None else base.stride(0),
-        "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
         "FAMILY": FAMILIES[noise.family].value, "SHIFT": shift, "STORAGE": storage,
-        "SHARED": len(x) != total, "BASE_SHARED": base is not None and len(base) != total,
-        "OPERAND": DTYPES[operand],
+        "SHARED": len(x) != total, "OPERAND": DTYPES[operand],
         "TILE_M": min(max(triton.next_power_of_2(each), 16), 32 if operand == torch.float32 else 64),
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .epilogue import add_and_store, result
 from .groups import group_of_tile, tiles
 from .launch import Members, Noise
 from .noise import STREAM_A, STREAM_B, four_normals
@@ -183,28 +184,22 @@ def expand_kernel(
     s = tl.load(sigmas + member) * scale
     i_y = first + tl.arange(0, ROWS).to(tl.int64)
     m_y = i_y < end
-    i_o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
-    m_o = i_o < outputs
+    first_o = tl.program_id(1) * TILE_O
+    line = row + first_o + tl.arange(0, TILE_O)
     i_s = tl.arange(0, SPANS).to(tl.int64)
     p_t = t + (i_s[:, None] * total + i_y[None, :]) * RANK
     m_t = (i_s < spans)[:, None] & m_y[None, :]
     acc = tl.zeros((ROWS, TILE_O), tl.float32)
     for block in range(0, RANK // 4):
-        acc = _expand(acc, p_t + 4 * block, m_t, seed, id_low, id_high, row + i_o, block, 4)
+        acc = _expand(acc, p_t + 4 * block, m_t, seed, id_low, id_high, line, block, 4)
     if RANK % 4 > 0:
         block = RANK // 4
         USED: tl.constexpr = RANK % 4
-        acc = _expand(acc, p_t + 4 * block, m_t, seed, id_low, id_high, row + i_o, block, USED)
-    acc *= s * root
-    m_out = m_y[:, None] & m_o[None, :]
-    if base is not None:
-        i_base = (i_y - member * rows if BASE_SHARED else i_y) * base_stride
-        b_base = tl.load(base + i_base[:, None] + i_o[None, :], mask=m_out, other=0.0)
-        acc = b_base.to(tl.float32) + acc
-    if bias is not None:
-        b_bias = tl.load(bias + member * bias_member + i_o, mask=m_o, other=0.0)
-        acc += b_bias.to(tl.float32)[None, :]
-    tl.store(y + i_y[:, None] * y_stride + i_o[None, :], acc.to(y.dtype.element_ty), mask=m_out)
+        acc = _expand(acc, p_t + 4 * block, m_t, seed, id_low, id_high, line, block, USED)
+    add_and_store(
+        y, base, bias, acc * (s * root), first_o, i_y, m_y, member, rows, outputs,
+        y_stride, base_stride, bias_member, BASE_SHARED,
+    )  # fmt: skip
 
 
 # At 16 rows a thread has all rows of its columns and makes their normals once: 14 instructions per element of
@@ -267,16 +262,9 @@ def lowrank_product(
     EXPAND(
         lambda meta: (groups(meta), triton.cdiv(outputs, meta["TILE_O"])),
         **common,
-        y=y,
-        base=base,
-        bias=bias,
+        **result(y, base, bias),
         root=1 / math.sqrt(noise.rank),
         row=noise.row,
         spans=spans,
-        outputs=outputs,
-        y_stride=y.stride(0),
-        base_stride=0 if base is None else base.stride(0),
-        bias_member=outputs if bias is not None and bias.dim() == 2 else 0,
         SPANS=triton.next_power_of_2(spans),
-        BASE_SHARED=base is not None and len(base) != total,
     )
