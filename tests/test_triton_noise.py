@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton_place import DEVICE
 
 pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from triton import knobs
 
 from thickets.noise import MAGNITUDES
 from thickets.triton_kernels.noise import NORMAL4_PTX, root
 
-DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
 SIZE = 1 << 14
 
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import oracle
 import pytest
 import torch
 from torch import Tensor
+from triton_place import DEVICE
 
 from thickets.noise import Stream, entries, family
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-
-from triton import knobs
-
 from thickets.triton_kernels.accumulate import accumulate
 from thickets.triton_kernels.launch import Members, Noise
 from thickets.triton_kernels.rows import perturbed_rows
 
-if not knobs.runtime.interpret and not torch.cuda.is_available():
-    pytest.skip("Triton needs its interpreter (TRITON_INTERPRET=1) or a CUDA device", allow_module_level=True)
-
-DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
 SEEDS = [7, -1, 7, 0x123456789ABCDEF0, -(2**63)]  # one twice, mirrored
 SIGMAS = [0.3, -0.1, -0.3, 0.0, 1.5]
 SCALE = 0.7

@@ -5,16 +5,11 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-
-pytest.importorskip("triton")
+from triton_place import DEVICE
 
 import thickets
-from thickets.backends import REGISTRY, refusal, triton
+from thickets.backends import triton
 from thickets.noise import Stream, family
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if reason := refusal(REGISTRY["triton"], torch.device(DEVICE)):
-    pytest.skip(reason, allow_module_level=True)
 
 COUNT, ROWS, OUTPUTS, INPUTS = 5, 3, 40, 50
 SEEDS, SIGMAS = [1, 2, 2**64 - 3, 4, 5], [0.1, 0.2, -0.3, 0.0, 0.5]
