@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thickets import options
 from thickets.console import reported, show
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def signals(
         n,
         seed,
         as_json,
-        sigma=_numbers(sigma),
-        top_k=_top_k(top_k),
+        sigma=options.numbers(sigma),
+        top_k=options.top_k(top_k),
         noise=noise,
-        families=_families(families),
+        families=options.families(families),
         runs=runs,
         store=store,
         backend=backend,
@@ -126,10 +127,10 @@ def digits(
         n,
         seed,
         as_json,
-        sigma=_numbers(sigma),
-        top_k=_top_k(top_k),
+        sigma=options.numbers(sigma),
+        top_k=options.top_k(top_k),
         noise=noise,
-        families=_families(families),
+        families=options.families(families),
         runs=runs,
         store=store,
         backend=backend,
@@ -220,14 +221,14 @@ def bench(
     from thickets import bench as benchmark
     from thickets import info as installation
 
-    shapes = [_shape(text) for text in layers.split(",")]
-    counts = [_count(text, "rows") for text in rows.split(",")]
+    shapes = [options.shape(text) for text in layers.split(",")]
+    counts = [options.count(text, "rows") for text in rows.split(",")]
     say = _say(as_json)
     results = benchmark.run(
-        benchmark.cases(shapes, counts, _count(members, "members")),
-        families=_families(families),
-        dtype=getattr(torch, _one_of(dtype, ("float32", "bfloat16", "float16"), "dtype")),
-        device=_one_of(device, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",), "device"),
+        benchmark.cases(shapes, counts, options.count(members, "members")),
+        families=options.families(families),
+        dtype=getattr(torch, options.one_of(dtype, ("float32", "bfloat16", "float16"), "dtype")),
+        device=options.one_of(device, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",), "device"),
         seconds=seconds,
         on_result=lambda result: say(str(result.case)),
     )
@@ -266,43 +267,3 @@ def _finish(out: Path, experiments: list[Experiment], as_json: bool) -> None:
     then = f"Next: thickets vote {case} --inputs {case / HELD_OUT}"
     shown: list[Table | str] = [*report_tables(experiments), where, then]
     show(report, shown, as_json)
-
-
-def _numbers(text: str) -> list[float] | None:
-    try:
-        return [float(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise ValueError(f"sigma must be numbers such as 0.001,0.002, got {text!r}") from None
-
-
-def _top_k(text: str) -> int | float | None:
-    try:
-        return None if not text else int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise ValueError(f"top-k must be a count or a share, got {text!r}") from None
-
-
-def _families(text: str) -> tuple[str, ...]:
-    from thickets.noise import family
-    from thickets.tasks.families import FAMILIES
-
-    return FAMILIES if text == "all" else tuple(str(family(part)) for part in text.split(",") if part)
-
-
-def _one_of(text: str, names: tuple[str, ...], option: str) -> str:
-    if text not in names:
-        raise ValueError(f"{option} must be one of {', '.join(names)} here, got {text!r}")
-    return text
-
-
-def _shape(text: str) -> tuple[int, int]:
-    outputs, cross, inputs = text.partition("x")
-    if not cross:
-        raise ValueError(f"layers must be such as 512x512,768x3072, got {text!r}")
-    return _count(outputs, "layers"), _count(inputs, "layers")
-
-
-def _count(text: str | int, name: str) -> int:
-    if not str(text).strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{name} must be whole numbers >= 1, got {text!r}")
-    return int(text)
