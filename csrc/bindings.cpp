@@ -1,16 +1,15 @@
-// The module thickets._C: integers and pointers in, nothing else. The only file that sees pybind11; none sees
-// torch.
-#include <pybind11/pybind11.h>
+// The module thickets._C: integers and pointers in, nothing else. The only file that is compiled with
+// pybind11; none sees torch.
+#include "bindings.h"
 
 #include <map>
-#include <stdexcept>
-#include <string>
-#include <tuple>
 
-#include "ops.h"
+#ifdef THICKETS_CUDA
+#include "bindings_cuda.h"
+#endif
 
-namespace py = pybind11;
 using namespace thickets;
+using namespace thickets::bindings;
 
 namespace {
 
@@ -56,52 +55,8 @@ const Kernels& kernels(const std::string& isa) {
   return found->second;
 }
 
-// (family, rank, parameter id, row, col, full_cols)
-using Noise = std::tuple<int, int, uint64_t, int64_t, int64_t, int64_t>;
-// (pointer, dtype, leading dimension)
-using Strided = std::tuple<uintptr_t, int, int64_t>;
 // (seeds, scales, offsets, count, shared)
 using Members = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, bool>;
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// data_ptr() of a fake tensor is 0 and does not raise: refuse it here.
-template <class T>
-T* required(uintptr_t address, int64_t elements, const char* name) {
-  if (address == 0 && elements > 0)
-    throw std::invalid_argument(std::string(name) + " has no memory (a fake or meta tensor?)");
-  return pointer<T>(address);
-}
-
-// The noise of a slice of `cols` columns, of a family from `first` to `last`.
-Parameter parameter(const Noise& n, int64_t cols, Family first, Family last) {
-  const auto [number, rank, id, row, col, full_cols] = n;
-  const Family family = static_cast<Family>(number);
-  if (family < first || family > last)
-    throw std::invalid_argument("noise must be a family that this kernel takes, got number " +
-                                std::to_string(number));
-  if (family == Family::lowrank && rank < 1)
-    throw std::invalid_argument("noise must have a rank >= 1, got " + std::to_string(rank));
-  // Scratch memory depends on these: 2^39 columns are the most that any family has.
-  if (family != Family::none &&
-      (row < 0 || col < 0 || cols < 0 || full_cols - col < cols || full_cols > int64_t{1} << 39))
-    throw std::invalid_argument("noise must lie within full_cols = " + std::to_string(full_cols) + ", got " +
-                                std::to_string(cols) + " columns from (" + std::to_string(row) + ", " +
-                                std::to_string(col) + ")");
-  return {family, rank, id, row, col, full_cols};
-}
-
-// No memory is fine where there is no matrix: (0, 0, 0).
-Matrix matrix(const Strided& m, const char* name) {
-  const auto [address, dtype, ld] = m;
-  if (dtype < 0 || dtype > static_cast<int>(Dtype::float16))
-    throw std::invalid_argument(std::string(name) + " must have a known dtype, got number " +
-                                std::to_string(dtype));
-  return {required<void>(address, ld, name), static_cast<Dtype>(dtype), ld};
-}
 
 Groups groups(const Members& m) {
   const auto [seeds, scales, offsets, count, shared] = m;
@@ -187,6 +142,11 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("isa", &default_isa);
   m.def("cuda_why", [] { return THICKETS_CUDA_WHY; });
+#ifdef THICKETS_CUDA
+  py::module_ gpu = m.def_submodule("cuda", "CUDA kernels; thickets.backends.cuda is their only caller.");
+  gpu.attr("built") = THICKETS_CUDA;  // "13.0 sm_80 sm_90": the toolkit's version, what the code is for
+  cuda::bindings::bind(gpu);
+#endif
   m.def("linear", &linear);
   m.def("noise_product", &noise_product);
   m.def("rows", &rows);
