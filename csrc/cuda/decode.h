@@ -15,9 +15,9 @@ THICKETS_DEVICE void decode_normal4(uint32_t word, uint32_t (&pairs)[4]) {
   const uint32_t nibbles = word & 0x77777777u;
   THICKETS_UNROLL(2)
   for (int half = 0; half < 2; ++half) {
-    const uint32_t pick = half ? nibbles >> 16 : nibbles, signs = half ? word << 4 : word;
+    const uint32_t pick = half ? upper_half(nibbles) : nibbles, signs = half ? word << 4 : word;
     const uint32_t low = permute_bytes(low_0, low_1, pick);
-    const uint32_t high = permute_bytes(high_0, high_1, pick) | (signs & 0x80808080u);
+    const uint32_t high = and_or(signs, 0x80808080u, permute_bytes(high_0, high_1, pick));
     pairs[2 * half] = permute_bytes(low, high, 0x5140);
     pairs[2 * half + 1] = permute_bytes(low, high, 0x7362);
   }
@@ -26,7 +26,7 @@ THICKETS_DEVICE void decode_normal4(uint32_t word, uint32_t (&pairs)[4]) {
 // Entries i (low) and i + 16 (high) of a rademacher word, i = 0 .. 15: one shift moves both signs.
 template <Dtype dtype>
 THICKETS_DEVICE uint32_t decode_rademacher(uint32_t word, int i) {
-  return ((word << (15 - i)) & 0x80008000u) | (dtype == Dtype::bfloat16 ? 0x3F803F80u : 0x3C003C00u);
+  return and_or(word << (15 - i), 0x80008000u, dtype == Dtype::bfloat16 ? 0x3F803F80u : 0x3C003C00u);
 }
 
 }  // namespace thickets::cuda

@@ -25,7 +25,42 @@ size_t most_shared(int device);  // bytes of shared memory that a block may have
 
 // Bytes of (b, a), numbered from the low end of a; nibble i of the selector picks byte i.
 THICKETS_DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
-  return __byte_perm(a, b, selector);
+  uint32_t d;  // __byte_perm would mask the selector
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+  return d;
+}
+
+// (a & b) | c in one instruction: compilers would move shifts in `a` behind the mask.
+THICKETS_DEVICE uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+// Upper half of a word, by the multiplier: the unit of shifts and masks is the busier one.
+THICKETS_DEVICE uint32_t upper_half(uint32_t a) {
+  uint32_t d;
+  asm("mul.hi.u32 %0, %1, 0x10000;" : "=r"(d) : "r"(a));
+  return d;
+}
+
+// 16 or 8 bytes of constant memory contents, or zeros, without a branch.
+THICKETS_DEVICE uint4 load16_if(bool wanted, const void* p) {
+  uint4 v;
+  asm("{\n.reg .pred q;\nsetp.ne.b32 q, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, "
+      "0;\n"
+      "@q ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(p), "r"(static_cast<int>(wanted)));
+  return v;
+}
+THICKETS_DEVICE uint2 load8_if(bool wanted, const void* p) {
+  uint2 v;
+  asm("{\n.reg .pred q;\nsetp.ne.b32 q, %3, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n@q ld.global.v2.b32 {%0, "
+      "%1}, [%2];\n}"
+      : "=&r"(v.x), "=&r"(v.y)
+      : "l"(p), "r"(static_cast<int>(wanted)));
+  return v;
 }
 
 // The value of another lane of the warp; all lanes take part.
@@ -115,9 +150,10 @@ void launch(const Place& place, void (*kernel)(Args), dim3 grid, int threads, si
 
 #else
 
-using emulator::dynamic_shared, emulator::from_half, emulator::launch, emulator::log2_fast, emulator::mma,
-    emulator::pack, emulator::permute_bytes, emulator::shuffle, emulator::shuffle_xor, emulator::sincos_fast,
-    emulator::sqrt_fast;
+using emulator::and_or, emulator::dynamic_shared, emulator::from_half, emulator::launch, emulator::load16_if,
+    emulator::load8_if, emulator::log2_fast, emulator::mma, emulator::pack, emulator::permute_bytes,
+    emulator::shuffle, emulator::shuffle_xor, emulator::sincos_fast, emulator::sqrt_fast,
+    emulator::upper_half;
 
 #endif
 

@@ -10,11 +10,8 @@ THICKETS_DEVICE void fast_normals(uint32_t wa, uint32_t wb, float& za, float& zb
   const float u = to_float((wa >> 1) | 1u) * 4.656612873077393e-10f;  // 2^-31
   // The unit errs by 2^-22 either way, so the square may come out below zero where u is almost 1.
   const float r = sqrt_fast(fabsf(log2_fast(u) * -1.3862944f));
-  // 23 bits of the angle, in the middle of their step, as half turns from -1 to 1: no conversion, whose unit
-  // is the one that is busy.
-  const float half_turns = as_float((wb >> 9) ^ 0x40400000u);  // 2 .. 4
   float sine, cosine;
-  sincos_fast(fma(half_turns, 3.1415927f, -9.4247776f), sine, cosine);
+  sincos_fast(to_float(wb) * 1.4629180792671596e-9f, sine, cosine);  // 2 pi 2^-32
   za = r * cosine;
   zb = r * sine;
 }

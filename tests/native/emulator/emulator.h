@@ -107,6 +107,10 @@ T shuffle_xor(T value, int mask) {
   return shuffle(value, lane() ^ mask);
 }
 
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+inline uint32_t upper_half(uint32_t a) { return a >> 16; }
+inline uint4 load16_if(bool wanted, const void* p) { return wanted ? *static_cast<const uint4*>(p) : uint4{}; }
+inline uint2 load8_if(bool wanted, const void* p) { return wanted ? *static_cast<const uint2*>(p) : uint2{}; }
 uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector);
 float log2_fast(float x);
 float sqrt_fast(float x);

@@ -1,0 +1,288 @@
+// The fused product on the tensor cores: noise made in registers as their left operand.
+//
+// A warp multiplies 32 outputs by up to 8 * tiles rows of one member; the four warps of a block take
+// different outputs, or different columns of the same outputs where there are few (`split`). Noise or W' is
+// the left operand, so that one row of x fills a tensor core as well as eight do.
+#include <algorithm>
+
+#include "decode.h"
+#include "fragment.h"
+#include "groups.h"
+#include "normal.h"
+#include "result.h"
+
+namespace thickets::cuda {
+
+namespace {
+
+constexpr int WARPS = 4;
+
+struct KernelArgs {
+  LinearArgs of;
+  int split;  // warps that share one tile of outputs: 1, 2 or 4
+};
+
+// Lanes 0 .. 3 of a quad hold the rows of a 4 x 4 matrix; afterwards its columns.
+THICKETS_DEVICE void transpose_quad(uint32_t (&w)[4], int t) {
+  THICKETS_UNROLL(2)
+  for (int bit = 1; bit <= 2; bit *= 2) THICKETS_UNROLL(2)
+  for (int i = 0; i < 2; ++i) {
+    const int low = bit == 1 ? 2 * i : i, high = low + bit;
+    const uint32_t got = shuffle_xor(t & bit ? w[low] : w[high], bit);
+    w[low] = t & bit ? got : w[low];
+    w[high] = t & bit ? w[high] : got;
+  }
+}
+
+// The round keys of a seed, in registers: what comes by a shuffle is not computed anew in every step.
+THICKETS_DEVICE Key<uint32_t> held_key(uint64_t seed) {
+  Key<uint32_t> key = schedule(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  THICKETS_UNROLL(10)
+  for (int r = 0; r < 10; ++r) {
+    key.k0[r] = shuffle(key.k0[r], 0);
+    key.k1[r] = shuffle(key.k1[r], 0);
+  }
+  return key;
+}
+
+// The noise of a lane's four rows by 32 columns: 16 pairs a row, four at a time.
+template <Family family, Dtype dtype>
+struct LaneNoise {
+  const Parameter& p;
+  const Key<uint32_t> key;
+  const uint32_t row, t;  // of the lane's first output; rows are 8 apart
+  uint32_t words[4][4];
+
+  // The bits for columns 128 block .. 128 block + 127 of the parameter.
+  THICKETS_MEMBER __device__ void draw(uint32_t block) {
+    if constexpr (family == Family::normal4) {
+      Words<uint32_t> calls[4];
+      THICKETS_UNROLL(4)
+      for (int r = 0; r < 4; ++r)
+        calls[r] = counter_at<uint32_t>(p, stream_normal4, 4 * block + t, row + 8 * r);
+      philox4x32_10(calls, key);
+      THICKETS_UNROLL(4)
+      for (int r = 0; r < 4; ++r) THICKETS_UNROLL(4)
+      for (int c = 0; c < 4; ++c) words[r][c] = calls[r].w[c];
+    } else if constexpr (family == Family::rademacher) {
+      // One call has all 128 columns of a row: each lane of a quad draws one row, then they share.
+      Words<uint32_t> call[1] = {counter_at<uint32_t>(p, stream_rademacher, block, row + 8 * t)};
+      philox4x32_10(call, key);
+      transpose_quad(call[0].w, t);
+      THICKETS_UNROLL(4)
+      for (int r = 0; r < 4; ++r) words[r][0] = call[0].w[r];
+    }
+  }
+
+  // Pairs 4 c .. 4 c + 3 of row r.
+  THICKETS_MEMBER __device__ void pairs(uint32_t block, int c, int r, uint32_t (&out)[4]) const {
+    if constexpr (family == Family::normal4) {
+      decode_normal4<dtype>(words[r][c], out);
+    } else if constexpr (family == Family::rademacher) {
+      THICKETS_UNROLL(4)
+      for (int q = 0; q < 4; ++q) out[q] = decode_rademacher<dtype>(words[r][0], 4 * c + q);
+    } else {
+      Words<uint32_t> calls[2];
+      THICKETS_UNROLL(2)
+      for (int i = 0; i < 2; ++i)
+        calls[i] = counter_at<uint32_t>(p, stream_normal, 32 * block + 8 * t + 2 * c + i, row + 8 * r);
+      philox4x32_10(calls, key);
+      THICKETS_UNROLL(2)
+      for (int i = 0; i < 2; ++i) THICKETS_UNROLL(2)
+      for (int h = 0; h < 2; ++h) {
+        float za, zb;
+        fast_normals(calls[i].w[2 * h], calls[i].w[2 * h + 1], za, zb);
+        out[2 * i + h] = pack<dtype>(za, zb);
+      }
+    }
+  }
+};
+
+// Whether column k of a lane's 32 lies within the slice; eight do, or do not, together.
+struct Inside {
+  int at, in;
+  THICKETS_MEMBER __device__ bool operator()(int k) const {
+    return static_cast<uint32_t>(at + k) < static_cast<uint32_t>(in);
+  }
+};
+
+// Pairs 4 c .. 4 c + 3 of a lane's 32 columns in a row of x or W, zeros from outside.
+template <Family family>
+THICKETS_DEVICE void load_pairs(const uint16_t* run, bool wanted, const Inside& here, int c,
+                                uint32_t (&out)[4]) {
+  if constexpr (family == Family::rademacher) {
+    const uint2 low = load8_if(wanted && here(4 * c), run + 4 * c);
+    const uint2 high = load8_if(wanted && here(4 * c + 16), run + 4 * c + 16);
+    out[0] = permute_bytes(low.x, high.x, 0x5410);
+    out[1] = permute_bytes(low.x, high.x, 0x7632);
+    out[2] = permute_bytes(low.y, high.y, 0x5410);
+    out[3] = permute_bytes(low.y, high.y, 0x7632);
+  } else {
+    const uint4 all = load16_if(wanted && here(8 * c), run + 8 * c);
+    out[0] = all.x;
+    out[1] = all.y;
+    out[2] = all.z;
+    out[3] = all.w;
+  }
+}
+
+// W' = fma(s, eps, W), rounded to the dtype of W.
+template <Dtype dtype>
+THICKETS_DEVICE uint32_t perturbed(float s, uint32_t eps, uint32_t w) {
+  return pack<dtype>(fma(s, unpack_low<dtype>(eps), unpack_low<dtype>(w)),
+                     fma(s, unpack_high<dtype>(eps), unpack_high<dtype>(w)));
+}
+
+// weighted: the left operand is W', else eps.
+template <Family family, Dtype dtype, bool weighted, int tiles>
+__global__ void __launch_bounds__(32 * WARPS, tiles == 1 ? 3 : 2) linear_kernel(KernelArgs k) {
+  const LinearArgs& a = k.of;
+  const Group group = group_of_tile(a.members, blockIdx.x, 8 * tiles);
+  if (group.first >= group.end) return;
+  const int warp = shuffle<int>(threadIdx.x / 32, 0), g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int64_t tile = static_cast<int64_t>(blockIdx.y) * (WARPS / k.split);
+  const int64_t first_out = (tile + warp / k.split) * TILE_OUT;
+  const float s = family == Family::none ? 0.0f : a.members.sigmas[group.member] * a.members.scale;
+  const int64_t skipped = a.x_shared ? group.member * a.members.rows : 0;
+
+  const int in = static_cast<int>(a.in), shift = static_cast<int>(a.noise.col % TILE_COLUMNS);
+  const int steps = first_out < a.out ? (shift + in + TILE_COLUMNS - 1) / TILE_COLUMNS : 0;
+  const int part = warp % k.split, each = (steps + k.split - 1) / k.split;
+  const int begin = part * each, end = min(begin + each, steps);
+
+  const int64_t run = static_cast<int64_t>(begin) * TILE_COLUMNS - shift + 32 * t;  // the lane's first column
+  const uint16_t* x = static_cast<const uint16_t*>(a.x.data) + (group.first - skipped + g) * a.x.ld + run;
+  const uint16_t* w[4];
+  THICKETS_UNROLL(4)
+  for (int r = 0; r < 4; ++r) {
+    const int64_t o = first_out + output_of(g, r);  // past the end any row will do: its sums are not stored
+    if constexpr (weighted)
+      w[r] = static_cast<const uint16_t*>(a.weight.data) + group.member * a.weight_member +
+             (o < a.out ? o : a.out - 1) * a.weight.ld + run;
+  }
+  const uint64_t seed = family == Family::none ? 0 : static_cast<uint64_t>(a.members.seeds[group.member]);
+  LaneNoise<family, dtype> noise{a.noise,
+                                 held_key(seed),
+                                 static_cast<uint32_t>(a.noise.row + first_out + output_of(g, 0)),
+                                 static_cast<uint32_t>(t),
+                                 {}};
+  float sums[2][tiles][4] = {};
+  const auto used = [&](int n) { return group.first + 8 * n < group.end; };
+  // The right operand of tile n, pairs 4 c .. 4 c + 3.
+  const auto load_x = [&](int n, int c, const Inside& here, uint32_t (&b)[4]) {
+    load_pairs<family>(x + 8 * n * a.x.ld, group.first + 8 * n + g < group.end, here, c, b);
+  };
+
+  // A chunk of normals is long, and holds many registers: one at a time.
+  constexpr int CHUNKS = family == Family::normal ? 1 : 4;
+  constexpr bool EARLY = tiles == 1 && CHUNKS == 4;
+  for (int step = begin; step < end; ++step) {
+    const Inside here{step * TILE_COLUMNS - shift + 32 * t, in};
+    const uint32_t block = static_cast<uint32_t>(a.noise.col / TILE_COLUMNS) + step;
+    uint32_t early[4][4];  // a single tile of x arrives while the noise is drawn
+    if constexpr (EARLY) {
+      THICKETS_UNROLL(4)
+      for (int c = 0; c < 4; ++c) load_x(0, c, here, early[c]);
+    }
+    noise.draw(block);
+    THICKETS_UNROLL(CHUNKS)
+    for (int c = 0; c < 4; ++c) {
+      uint32_t left[4][4];
+      THICKETS_UNROLL(4)
+      for (int r = 0; r < 4; ++r) {
+        if constexpr (family != Family::none) noise.pairs(block, c, r, left[r]);
+        if constexpr (weighted) {
+          uint32_t of_w[4];
+          load_pairs<family>(w[r], true, here, c, of_w);
+          THICKETS_UNROLL(4)
+          for (int q = 0; q < 4; ++q)
+            left[r][q] = family == Family::none ? of_w[q] : perturbed<dtype>(s, left[r][q], of_w[q]);
+        }
+      }
+      THICKETS_UNROLL(8)
+      for (int n = 0; n < tiles; ++n) {
+        if (!used(n)) break;
+        uint32_t b[4];
+        if constexpr (EARLY) {
+          THICKETS_UNROLL(4)
+          for (int q = 0; q < 4; ++q) b[q] = early[c][q];
+        } else {
+          load_x(n, c, here, b);
+        }
+        THICKETS_UNROLL(2)
+        for (int m = 0; m < 2; ++m) THICKETS_UNROLL(2)
+        for (int j = 0; j < 2; ++j) {
+          uint32_t fragment[4];
+          THICKETS_UNROLL(4)
+          for (int i = 0; i < 4; ++i) fragment[i] = left[row_of_register(m, i)][pair_of_register(j, i)];
+          mma<dtype>(sums[m][n], fragment, b[2 * j], b[2 * j + 1]);
+        }
+      }
+    }
+    x += TILE_COLUMNS;
+    if constexpr (weighted) {
+      THICKETS_UNROLL(4)
+      for (int r = 0; r < 4; ++r) w[r] += TILE_COLUMNS;
+    }
+  }
+
+  // Sums of all warps, then written with neighbouring outputs side by side.
+  __shared__ float shown[WARPS][8 * tiles][TILE_OUT + 1];
+  THICKETS_UNROLL(8)
+  for (int n = 0; n < tiles; ++n) THICKETS_UNROLL(2)
+  for (int m = 0; m < 2; ++m) THICKETS_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    shown[warp][8 * n + x_row_of_sum(t, i)][output_of(g, row_of_sum(m, i))] = sums[m][n][i];
+  __syncthreads();
+  const int width = TILE_OUT * WARPS / k.split;
+  for (int i = threadIdx.x; i < width * (group.end - group.first); i += 32 * WARPS) {
+    const int line = i / width, column = i % width;
+    const int64_t o = tile * TILE_OUT + column, row = group.first + line;
+    if (o >= a.out) continue;
+    float sum = 0.0f;
+    for (int part = 0; part < k.split; ++part)
+      sum += shown[column / TILE_OUT * k.split + part][line][column % TILE_OUT];
+    finish(a.to, group.member, row, row - group.member * a.members.rows, o, weighted ? sum : s * sum);
+  }
+}
+
+template <Family family, Dtype dtype, bool weighted, int tiles>
+void launch_linear(const LinearArgs& a) {
+  const int64_t rows = cuda::tiles(a.members, 8 * tiles), wide = (a.out + TILE_OUT - 1) / TILE_OUT;
+  // Split columns among the warps of a block until there are some blocks for every multiprocessor.
+  int split = 1;
+  while (split < WARPS && rows * wide * split < 8 * WARPS * multiprocessors(a.place.device)) split *= 2;
+  const dim3 grid(static_cast<uint32_t>(rows), static_cast<uint32_t>((wide * split + WARPS - 1) / WARPS));
+  launch(a.place, linear_kernel<family, dtype, weighted, tiles>, grid, 32 * WARPS, 0, KernelArgs{a, split});
+}
+
+template <Family family, Dtype dtype, bool weighted>
+void for_rows(const LinearArgs& a) {
+  const int64_t each = a.members.offsets ? a.members.total / a.members.count : a.members.rows;
+  each <= 8 ? launch_linear<family, dtype, weighted, 1>(a) : launch_linear<family, dtype, weighted, 8>(a);
+}
+
+template <Dtype dtype>
+void for_family(const LinearArgs& a) {
+  const bool weighted = a.weight.data != nullptr;
+  switch (a.noise.family) {
+    case Family::none:
+      return for_rows<Family::none, dtype, true>(a);
+    case Family::normal:
+      return weighted ? for_rows<Family::normal, dtype, true>(a) : for_rows<Family::normal, dtype, false>(a);
+    case Family::normal4:
+      return weighted ? for_rows<Family::normal4, dtype, true>(a)
+                      : for_rows<Family::normal4, dtype, false>(a);
+    default:
+      return weighted ? for_rows<Family::rademacher, dtype, true>(a)
+                      : for_rows<Family::rademacher, dtype, false>(a);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& a) {
+  a.x.dtype == Dtype::bfloat16 ? for_family<Dtype::bfloat16>(a) : for_family<Dtype::float16>(a);
+}
+
+}  // namespace thickets::cuda
