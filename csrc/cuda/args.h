@@ -78,7 +78,8 @@ struct AccumulateArgs {
   Place place;
 };
 
-void linear(const LinearArgs&);          // x and W of one 16-bit dtype: tensor cores
+void linear(const LinearArgs&);  // x and W of one 16-bit dtype: tensor cores where memory allows 16-byte
+                                 // accesses, else linear_float32
 void linear_float32(const LinearArgs&);  // any dtypes: float32 products
 void hadamard_product(const ProductArgs&);
 void lowrank_product(const ProductArgs&);

@@ -3,12 +3,9 @@
 // A warp multiplies 32 outputs by up to 8 * tiles rows of one member; the four warps of a block take
 // different outputs, or different columns of the same outputs where there are few (`split`). Noise or W' is
 // the left operand, so that one row of x fills a tensor core as well as eight do.
-#include <algorithm>
-
-#include "decode.h"
 #include "fragment.h"
 #include "groups.h"
-#include "normal.h"
+#include "operand.h"
 #include "result.h"
 
 namespace thickets::cuda {
@@ -21,117 +18,6 @@ struct KernelArgs {
   LinearArgs of;
   int split;  // warps that share one tile of outputs: 1, 2 or 4
 };
-
-// Lanes 0 .. 3 of a quad hold the rows of a 4 x 4 matrix; afterwards its columns.
-THICKETS_DEVICE void transpose_quad(uint32_t (&w)[4], int t) {
-  THICKETS_UNROLL(2)
-  for (int bit = 1; bit <= 2; bit *= 2) THICKETS_UNROLL(2)
-  for (int i = 0; i < 2; ++i) {
-    const int low = bit == 1 ? 2 * i : i, high = low + bit;
-    const uint32_t got = shuffle_xor(t & bit ? w[low] : w[high], bit);
-    w[low] = t & bit ? got : w[low];
-    w[high] = t & bit ? w[high] : got;
-  }
-}
-
-// The round keys of a seed, in registers: what comes by a shuffle is not computed anew in every step.
-THICKETS_DEVICE Key<uint32_t> held_key(uint64_t seed) {
-  Key<uint32_t> key = schedule(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  THICKETS_UNROLL(10)
-  for (int r = 0; r < 10; ++r) {
-    key.k0[r] = shuffle(key.k0[r], 0);
-    key.k1[r] = shuffle(key.k1[r], 0);
-  }
-  return key;
-}
-
-// The noise of a lane's four rows by 32 columns: 16 pairs a row, four at a time.
-template <Family family, Dtype dtype>
-struct LaneNoise {
-  const Parameter& p;
-  const Key<uint32_t> key;
-  const uint32_t row, t;  // of the lane's first output; rows are 8 apart
-  uint32_t words[4][4];
-
-  // The bits for columns 128 block .. 128 block + 127 of the parameter.
-  THICKETS_MEMBER __device__ void draw(uint32_t block) {
-    if constexpr (family == Family::normal4) {
-      Words<uint32_t> calls[4];
-      THICKETS_UNROLL(4)
-      for (int r = 0; r < 4; ++r)
-        calls[r] = counter_at<uint32_t>(p, stream_normal4, 4 * block + t, row + 8 * r);
-      philox4x32_10(calls, key);
-      THICKETS_UNROLL(4)
-      for (int r = 0; r < 4; ++r) THICKETS_UNROLL(4)
-      for (int c = 0; c < 4; ++c) words[r][c] = calls[r].w[c];
-    } else if constexpr (family == Family::rademacher) {
-      // One call has all 128 columns of a row: each lane of a quad draws one row, then they share.
-      Words<uint32_t> call[1] = {counter_at<uint32_t>(p, stream_rademacher, block, row + 8 * t)};
-      philox4x32_10(call, key);
-      transpose_quad(call[0].w, t);
-      THICKETS_UNROLL(4)
-      for (int r = 0; r < 4; ++r) words[r][0] = call[0].w[r];
-    }
-  }
-
-  // Pairs 4 c .. 4 c + 3 of row r.
-  THICKETS_MEMBER __device__ void pairs(uint32_t block, int c, int r, uint32_t (&out)[4]) const {
-    if constexpr (family == Family::normal4) {
-      decode_normal4<dtype>(words[r][c], out);
-    } else if constexpr (family == Family::rademacher) {
-      THICKETS_UNROLL(4)
-      for (int q = 0; q < 4; ++q) out[q] = decode_rademacher<dtype>(words[r][0], 4 * c + q);
-    } else {
-      Words<uint32_t> calls[2];
-      THICKETS_UNROLL(2)
-      for (int i = 0; i < 2; ++i)
-        calls[i] = counter_at<uint32_t>(p, stream_normal, 32 * block + 8 * t + 2 * c + i, row + 8 * r);
-      philox4x32_10(calls, key);
-      THICKETS_UNROLL(2)
-      for (int i = 0; i < 2; ++i) THICKETS_UNROLL(2)
-      for (int h = 0; h < 2; ++h) {
-        float za, zb;
-        fast_normals(calls[i].w[2 * h], calls[i].w[2 * h + 1], za, zb);
-        out[2 * i + h] = pack<dtype>(za, zb);
-      }
-    }
-  }
-};
-
-// Whether column k of a lane's 32 lies within the slice; eight do, or do not, together.
-struct Inside {
-  int at, in;
-  THICKETS_MEMBER __device__ bool operator()(int k) const {
-    return static_cast<uint32_t>(at + k) < static_cast<uint32_t>(in);
-  }
-};
-
-// Pairs 4 c .. 4 c + 3 of a lane's 32 columns in a row of x or W, zeros from outside.
-template <Family family>
-THICKETS_DEVICE void load_pairs(const uint16_t* run, bool wanted, const Inside& here, int c,
-                                uint32_t (&out)[4]) {
-  if constexpr (family == Family::rademacher) {
-    const uint2 low = load8_if(wanted && here(4 * c), run + 4 * c);
-    const uint2 high = load8_if(wanted && here(4 * c + 16), run + 4 * c + 16);
-    out[0] = permute_bytes(low.x, high.x, 0x5410);
-    out[1] = permute_bytes(low.x, high.x, 0x7632);
-    out[2] = permute_bytes(low.y, high.y, 0x5410);
-    out[3] = permute_bytes(low.y, high.y, 0x7632);
-  } else {
-    const uint4 all = load16_if(wanted && here(8 * c), run + 8 * c);
-    out[0] = all.x;
-    out[1] = all.y;
-    out[2] = all.z;
-    out[3] = all.w;
-  }
-}
-
-// W' = fma(s, eps, W), rounded to the dtype of W.
-template <Dtype dtype>
-THICKETS_DEVICE uint32_t perturbed(float s, uint32_t eps, uint32_t w) {
-  return pack<dtype>(fma(s, unpack_low<dtype>(eps), unpack_low<dtype>(w)),
-                     fma(s, unpack_high<dtype>(eps), unpack_high<dtype>(w)));
-}
 
 // weighted: the left operand is W', else eps.
 template <Family family, Dtype dtype, bool weighted, int tiles>
@@ -190,14 +76,9 @@ __global__ void __launch_bounds__(32 * WARPS, tiles == 1 ? 3 : 2) linear_kernel(
       uint32_t left[4][4];
       THICKETS_UNROLL(4)
       for (int r = 0; r < 4; ++r) {
-        if constexpr (family != Family::none) noise.pairs(block, c, r, left[r]);
-        if constexpr (weighted) {
-          uint32_t of_w[4];
-          load_pairs<family>(w[r], true, here, c, of_w);
-          THICKETS_UNROLL(4)
-          for (int q = 0; q < 4; ++q)
-            left[r][q] = family == Family::none ? of_w[q] : perturbed<dtype>(s, left[r][q], of_w[q]);
-        }
+        uint32_t of_w[4];
+        if constexpr (weighted) load_pairs<family>(w[r], true, here, c, of_w);
+        noise.template pairs<weighted>(block, c, r, s, of_w, left[r]);
       }
       THICKETS_UNROLL(8)
       for (int n = 0; n < tiles; ++n) {
@@ -279,9 +160,14 @@ void for_family(const LinearArgs& a) {
   }
 }
 
+// Whether a matrix with rows of whole groups of eight columns allows 16-byte accesses to them.
+bool aligned(const Matrix& m) { return reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.ld % 8 == 0; }
+
 }  // namespace
 
 void linear(const LinearArgs& a) {
+  const bool eights = a.in % 8 == 0 && a.noise.col % 8 == 0 && a.weight_member % 8 == 0 && a.in < 1 << 30;
+  if (!eights || !aligned(a.x) || !aligned(a.weight)) return linear_float32(a);
   a.x.dtype == Dtype::bfloat16 ? for_family<Dtype::bfloat16>(a) : for_family<Dtype::float16>(a);
 }
 

@@ -5,6 +5,7 @@
 // and so is a warp whose lanes do different things. Blocks and warps run in changing order, fresh shared
 // memory is full of NaN: a missing barrier shows as a wrong result.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -32,6 +33,8 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+
+using std::max, std::min;
 
 #define __global__
 #define __device__
@@ -109,7 +112,9 @@ T shuffle_xor(T value, int mask) {
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
 inline uint32_t upper_half(uint32_t a) { return a >> 16; }
-inline uint4 load16_if(bool wanted, const void* p) { return wanted ? *static_cast<const uint4*>(p) : uint4{}; }
+inline uint4 load16_if(bool wanted, const void* p) {
+  return wanted ? *static_cast<const uint4*>(p) : uint4{};
+}
 inline uint2 load8_if(bool wanted, const void* p) { return wanted ? *static_cast<const uint2*>(p) : uint2{}; }
 uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector);
 float log2_fast(float x);
