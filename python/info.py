@@ -21,8 +21,8 @@ def report() -> dict[str, Any]:
     """Everything worth knowing about this installation, as plain values that `json.dumps` takes.
 
     Keys: thickets (version, noise contract, commit of a checkout), versions (None: not installed), cpu, gpu
-    (name or None), native (instruction sets), backends (each with the reason why it cannot run, or None), off
-    (why thickets has no CUDA kernels here, None where it has them).
+    (name or None), native (instruction sets), cuda (what the CUDA kernels were built with and for, or why
+    there are none), backends (each with the reason why it cannot run, or None).
     """
     return {
         "thickets": {"version": __version__, "contract": CONTRACT_VERSION, "commit": commit()},
@@ -35,8 +35,8 @@ def report() -> dict[str, Any]:
         },
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native": native(),
+        "cuda": cuda(),
         "backends": backends(),
-        "off": {"cuda": cuda_off()},
     }
 
 
@@ -54,8 +54,12 @@ def header() -> str:
 
 
 def text() -> str:
-    """The report for a reader: the header, a line for each backend and for what is off, the libraries."""
+    """The report for a reader: the header, a line for each backend, what was built, the libraries."""
     facts = report()
+    cuda = facts["cuda"]
+    kernels = f"by CUDA {cuda['toolkit']} for {', '.join(cuda['architectures'])}"
+    if cuda["why_not"]:
+        kernels = f"none ({cuda['why_not']})"
     backends = [(f"backend {b['name']} ({', '.join(b['devices'])})", b["why_not"]) for b in facts["backends"]]
     built = [
         f"{isa} ({'here' if here else 'not on this CPU'})" for isa, here in facts["native"]["built"].items()
@@ -63,8 +67,9 @@ def text() -> str:
     return "\n".join(
         [
             header(),
-            *(f"{name}: {why or 'ready'}" for name, why in [*backends, *facts["off"].items()]),
+            *(f"{name}: {why or 'ready'}" for name, why in backends),
             f"instruction sets built: {', '.join(built) or 'none'}",
+            f"CUDA kernels built: {kernels}",
             ", ".join(f"{name} {found or 'not installed'}" for name, found in facts["versions"].items()),
         ]
     )
@@ -86,12 +91,14 @@ def backends() -> list[dict[str, Any]]:
     return [{"name": b.name, "devices": list(b.devices), "why_not": b.why_not()} for b in REGISTRY.values()]
 
 
-def cuda_off() -> str | None:
-    """Why thickets' CUDA kernels are off, in words; None where they are on."""
+def cuda() -> dict[str, Any]:
+    """The CUDA toolkit that thickets._C.cuda was built with, its architectures, or why it was not built."""
     try:
-        return import_module("thickets._C").cuda_why() or None
+        module = import_module("thickets._C")
     except ImportError as error:
-        return f"thickets._C was not built: {error}"
+        return {"toolkit": None, "architectures": [], "why_not": f"thickets._C was not built: {error}"}
+    toolkit, *architectures = module.cuda.built.split() if hasattr(module, "cuda") else [None]
+    return {"toolkit": toolkit, "architectures": architectures, "why_not": module.cuda_why() or None}
 
 
 def commit(root: Path = CHECKOUT) -> str | None:

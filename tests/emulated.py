@@ -40,7 +40,7 @@ def why_not() -> str | None:
 
 @cache
 def module() -> ModuleType:
-    """The functions of thickets._C.cuda over CPU memory; RuntimeError with the compiler's words if it fails."""
+    """The functions of thickets._C.cuda over CPU memory; RuntimeError if they do not compile."""
     library = BUILD / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "lock").open("w") as lock:

@@ -27,14 +27,14 @@ def machine(facts: Facts) -> str:
         here = facts["machine"]
         info = here["info"]
         versions = {**info["versions"], "CUDA of torch": here["torch_cuda"], "nvcc": here["nvcc"]}
-        off = info["off"].get("cuda")
+        cuda = info["cuda"]
         rows += [
             ("GPU, memory, driver", here["gpu"]),
             ("capability, multiprocessors, L2", "{capability}, {multiprocessors}, {L2_MB} MB".format(**here)),
             ("CPU", f"{info['cpu']['model']}, {info['cpu']['cores']} cores"),
             ("versions", ", ".join(f"{name} {v}" for name, v in versions.items() if v)),
             ("commit", here["commit"] or "not a checkout"),
-            ("thickets' CUDA kernels", f"off: {off}" if off else "on"),
+            ("thickets' CUDA kernels", cuda["why_not"] or f"by CUDA {cuda['toolkit']}"),
         ]
     for when, clocks in facts.get("clocks", {}).items():
         rows.append((f"clocks {when}: sm, its maximum, memory, its maximum, power, temperature", clocks))
