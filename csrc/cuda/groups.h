@@ -20,6 +20,7 @@ THICKETS_DEVICE int64_t clamped(const Members& m, int64_t n) {
 THICKETS_DEVICE Group group_of_tile(const Members& m, int64_t tile, int size) {
   if (!m.offsets) {
     const int64_t each = (m.rows + size - 1) / size, n = tile / each;
+    if (n >= m.count) return {0, 0, 0};
     const int64_t first = n * m.rows + tile % each * size, end = (n + 1) * m.rows;
     return {n, first, first + size < end ? first + size : end};
   }

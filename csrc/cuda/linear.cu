@@ -1,8 +1,9 @@
 // The fused product on the tensor cores: noise made in registers as their left operand.
 //
-// A warp multiplies 32 outputs by up to 8 * tiles rows of one member; the four warps of a block take
-// different outputs, or different columns of the same outputs where there are few (`split`). Noise or W' is
-// the left operand, so that one row of x fills a tensor core as well as eight do.
+// A warp multiplies 32 outputs by up to 8 * tiles rows of one member. The four warps of a block take
+// different outputs, which share x, or different members, which share W; where there are few of either, they
+// take different columns of the same product (`split`). Noise or W' is the left operand, so that one row of x
+// fills a tensor core as well as eight do.
 #include "fragment.h"
 #include "groups.h"
 #include "operand.h"
@@ -16,24 +17,31 @@ constexpr int WARPS = 4;
 
 struct KernelArgs {
   LinearArgs of;
-  int split;  // warps that share one tile of outputs: 1, 2 or 4
+  int split;  // warps that share one tile of outputs and rows: 1, 2 or 4
 };
+
+// Warps of a block that read the same W: theirs are different members.
+template <Family family, bool weighted>
+constexpr bool ACROSS_MEMBERS = weighted && family != Family::none;
 
 // weighted: the left operand is W', else eps.
 template <Family family, Dtype dtype, bool weighted, int tiles>
 __global__ void __launch_bounds__(32 * WARPS, tiles == 1 ? 3 : 2) linear_kernel(KernelArgs k) {
   const LinearArgs& a = k.of;
-  const Group group = group_of_tile(a.members, blockIdx.x, 8 * tiles);
-  if (group.first >= group.end) return;
   const int warp = shuffle<int>(threadIdx.x / 32, 0), g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int64_t tile = static_cast<int64_t>(blockIdx.y) * (WARPS / k.split);
-  const int64_t first_out = (tile + warp / k.split) * TILE_OUT;
+  const int slots = WARPS / k.split, slot = warp / k.split, part = warp % k.split;
+  constexpr bool members = ACROSS_MEMBERS<family, weighted>;
+  const int64_t tile = members ? static_cast<int64_t>(blockIdx.x) * slots + slot : blockIdx.x;
+  const int64_t first_out =
+      (members ? blockIdx.y : static_cast<int64_t>(blockIdx.y) * slots + slot) * TILE_OUT;
+  const Group group = group_of_tile(a.members, tile, 8 * tiles);
   const float s = family == Family::none ? 0.0f : a.members.sigmas[group.member] * a.members.scale;
   const int64_t skipped = a.x_shared ? group.member * a.members.rows : 0;
 
   const int in = static_cast<int>(a.in), shift = static_cast<int>(a.noise.col % TILE_COLUMNS);
-  const int steps = first_out < a.out ? (shift + in + TILE_COLUMNS - 1) / TILE_COLUMNS : 0;
-  const int part = warp % k.split, each = (steps + k.split - 1) / k.split;
+  const bool any = group.first < group.end && first_out < a.out;
+  const int steps = any ? (shift + in + TILE_COLUMNS - 1) / TILE_COLUMNS : 0;
+  const int each = (steps + k.split - 1) / k.split;
   const int begin = part * each, end = min(begin + each, steps);
 
   const int64_t run = static_cast<int64_t>(begin) * TILE_COLUMNS - shift + 32 * t;  // the lane's first column
@@ -107,7 +115,7 @@ __global__ void __launch_bounds__(32 * WARPS, tiles == 1 ? 3 : 2) linear_kernel(
     }
   }
 
-  // Sums of all warps, then written with neighbouring outputs side by side.
+  // The parts' sums meet in shared memory; neighbouring outputs are written side by side.
   __shared__ float shown[WARPS][8 * tiles][TILE_OUT + 1];
   THICKETS_UNROLL(8)
   for (int n = 0; n < tiles; ++n) THICKETS_UNROLL(2)
@@ -115,25 +123,25 @@ __global__ void __launch_bounds__(32 * WARPS, tiles == 1 ? 3 : 2) linear_kernel(
   for (int i = 0; i < 4; ++i)
     shown[warp][8 * n + x_row_of_sum(t, i)][output_of(g, row_of_sum(m, i))] = sums[m][n][i];
   __syncthreads();
-  const int width = TILE_OUT * WARPS / k.split;
-  for (int i = threadIdx.x; i < width * (group.end - group.first); i += 32 * WARPS) {
-    const int line = i / width, column = i % width;
-    const int64_t o = tile * TILE_OUT + column, row = group.first + line;
-    if (o >= a.out) continue;
+  const int column = threadIdx.x % TILE_OUT;
+  if (!any || first_out + column >= a.out) return;
+  for (int64_t row = group.first + part; row < group.end; row += k.split) {
     float sum = 0.0f;
-    for (int part = 0; part < k.split; ++part)
-      sum += shown[column / TILE_OUT * k.split + part][line][column % TILE_OUT];
-    finish(a.to, group.member, row, row - group.member * a.members.rows, o, weighted ? sum : s * sum);
+    for (int i = 0; i < k.split; ++i) sum += shown[slot * k.split + i][row - group.first][column];
+    finish(a.to, group.member, row, row - group.member * a.members.rows, first_out + column,
+           weighted ? sum : s * sum);
   }
 }
 
 template <Family family, Dtype dtype, bool weighted, int tiles>
 void launch_linear(const LinearArgs& a) {
-  const int64_t rows = cuda::tiles(a.members, 8 * tiles), wide = (a.out + TILE_OUT - 1) / TILE_OUT;
+  int64_t rows = cuda::tiles(a.members, 8 * tiles), wide = (a.out + TILE_OUT - 1) / TILE_OUT;
   // Split columns among the warps of a block until there are some blocks for every multiprocessor.
   int split = 1;
   while (split < WARPS && rows * wide * split < 8 * WARPS * multiprocessors(a.place.device)) split *= 2;
-  const dim3 grid(static_cast<uint32_t>(rows), static_cast<uint32_t>((wide * split + WARPS - 1) / WARPS));
+  int64_t& shared = ACROSS_MEMBERS<family, weighted> ? rows : wide;
+  shared = (shared * split + WARPS - 1) / WARPS;
+  const dim3 grid(static_cast<uint32_t>(rows), static_cast<uint32_t>(wide));
   launch(a.place, linear_kernel<family, dtype, weighted, tiles>, grid, 32 * WARPS, 0, KernelArgs{a, split});
 }
 
