@@ -170,11 +170,32 @@ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
-float log2_fast(float x) { return std::log2(x); }
-float sqrt_fast(float x) { return std::sqrt(x); }
+namespace {
+
+// An error within -1 .. 1 that depends on the argument alone, as a table's does.
+float error_of(float x, uint32_t salt) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  u = (u ^ salt) * 2654435761u;
+  u = (u ^ u >> 15) * 2246822519u;
+  return static_cast<float>(static_cast<int32_t>(u ^ u >> 13)) * 0x1p-31f;
+}
+
+}  // namespace
+
+// As inexact as PTX allows the special-function unit to be.
+float log2_fast(float x) {
+  const float y = std::log2(x);
+  return y + error_of(x, 1) * 0x1p-22f * std::max(1.0f, std::abs(y));
+}
+float sqrt_fast(float x) {
+  const float y = std::sqrt(x);
+  return y + error_of(x, 2) * 0x1p-22f * y;
+}
 void sincos_fast(float radians, float& sine, float& cosine) {
-  sine = std::sin(radians);
-  cosine = std::cos(radians);
+  constexpr float most = 5.1e-7f;  // 2^-20.9
+  sine = std::sin(radians) + error_of(radians, 3) * most;
+  cosine = std::cos(radians) + error_of(radians, 4) * most;
 }
 
 namespace {
