@@ -1,4 +1,4 @@
-"""Where the fused CUDA product puts noise and x for the tensor cores: every map, by a program without a GPU."""
+"""Where the fused CUDA product puts noise and x for the tensor cores: every map, without a GPU."""
 
 from __future__ import annotations
 
