@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+NATIVE = find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .PHONY: build demo test bench check format gpu dist-check clean
 
@@ -20,7 +21,7 @@ bench: build                          ## micro-benchmarks
 check: build .venv/.checkers          ## linters, formatters, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(NATIVE) | xargs $(BIN)/clang-format --dry-run -Werror
 	@rm -rf build/mypy && mkdir -p build/mypy/thickets
 	@ln -s $(CURDIR)/python/* $(CURDIR)/triton_kernels build/mypy/thickets
 	MYPYPATH=build/mypy $(BIN)/mypy -p thickets
@@ -28,7 +29,7 @@ check: build .venv/.checkers          ## linters, formatters, types
 format: .venv/.checkers               ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+	$(NATIVE) | xargs $(BIN)/clang-format -i
 
 gpu:                                  ## on a machine with a GPU, by its own Python: build, test, measure, write the tables
 	$(PYTHON) -m benchmarks.gpu
