@@ -63,6 +63,14 @@ THICKETS_DEVICE uint2 load8_if(bool wanted, const void* p) {
   return v;
 }
 
+// 16 bytes, without a branch; compilers would split some assignments of a uint4 into four stores.
+THICKETS_DEVICE void store16_if(bool wanted, void* p, uint4 v) {
+  asm volatile(
+      "{\n.reg .pred q;\nsetp.ne.b32 q, %5, 0;\n@q st.global.v4.b32 [%4], {%0, %1, %2, %3};\n}" ::"r"(v.x),
+      "r"(v.y), "r"(v.z), "r"(v.w), "l"(p), "r"(static_cast<int>(wanted))
+      : "memory");
+}
+
 // The value of another lane of the warp; all lanes take part.
 template <class T>
 THICKETS_DEVICE T shuffle(T value, int lane) {
@@ -153,7 +161,7 @@ void launch(const Place& place, void (*kernel)(Args), dim3 grid, int threads, si
 using emulator::and_or, emulator::dynamic_shared, emulator::from_half, emulator::launch, emulator::load16_if,
     emulator::load8_if, emulator::log2_fast, emulator::mma, emulator::pack, emulator::permute_bytes,
     emulator::shuffle, emulator::shuffle_xor, emulator::sincos_fast, emulator::sqrt_fast,
-    emulator::upper_half;
+    emulator::store16_if, emulator::upper_half;
 
 #endif
 

@@ -116,6 +116,9 @@ inline uint4 load16_if(bool wanted, const void* p) {
   return wanted ? *static_cast<const uint4*>(p) : uint4{};
 }
 inline uint2 load8_if(bool wanted, const void* p) { return wanted ? *static_cast<const uint2*>(p) : uint2{}; }
+inline void store16_if(bool wanted, void* p, uint4 v) {
+  if (wanted) *static_cast<uint4*>(p) = v;
+}
 uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector);
 float log2_fast(float x);
 float sqrt_fast(float x);
