@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from thickets.operands import Members, Noise
 from thickets.triton_kernels.accumulate import accumulate
-from thickets.triton_kernels.combine import combine
 from thickets.triton_kernels.hadamard import hadamard_product
-from thickets.triton_kernels.launch import Members, Noise
 from thickets.triton_kernels.linear import dense_product
 from thickets.triton_kernels.lowrank import lowrank_product
 from thickets.triton_kernels.rows import perturbed_rows
@@ -56,9 +55,7 @@ def linear_case(family: str, kind: str, rows: int) -> Case:
         x, y = empty(count * rows, COLUMNS, dtype=dtype), empty(count * rows, COLUMNS, dtype=dtype)
         weight = None if kind == "exact" else empty(COLUMNS, COLUMNS, dtype=dtype)
         base = y if kind == "exact" else None
-        dense_product(
-            y, x, weight, base, None, members(count, rows), noise(family), dtype, storage=kind == "storage"
-        )
+        dense_product(y, x, weight, base, None, members(count, rows), noise(family), kind == "storage")
 
     name = f"linear {family} {kind} {rows} rows"
     return Case(name, call, lambda tile: tile["TILE_O"] * tile["TILE_K"], product=True)
@@ -121,16 +118,6 @@ def lowrank_case(family: str, kernel: str) -> Case:
     return Case(f"{family} {kernel} bfloat16", call, entries, index=("project", "expand").index(kernel))
 
 
-def combine_case() -> Case:
-    """What follows a product from scratch memory."""
-
-    def call() -> None:
-        product, y = empty(8, 16, COLUMNS, dtype=FLOAT32), empty(8 * 16, COLUMNS)
-        combine(y, product, y, None, empty(8, dtype=FLOAT32), 1.0)
-
-    return Case("combine bfloat16", call, lambda tile: tile["TILE_M"] * tile["TILE_O"])
-
-
 DENSE = ("normal", "normal4", "rademacher")
 CASES = [
     *(
@@ -156,5 +143,4 @@ CASES = [
         for family in ("lowrank-1", "lowrank-4")
         for kernel in ("project", "expand")
     ),
-    combine_case(),
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError, fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import thickets
 from thickets import backends
-from thickets.backends import AUTO, REGISTRY, Backend, choose, refusal, register
+from thickets.backends import AUTO, REGISTRY, Backend, choose, cuda, refusal, register
 from thickets.backends.reference import BACKEND as REFERENCE
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
@@ -28,7 +30,7 @@ def record(name: str, *devices: str, why_not: str | None = None) -> Backend:
 
 
 def test_what_is_registered() -> None:
-    assert {"cpu", "triton", "reference"} <= REGISTRY.keys() == set().union(*AUTO.values()) - {"cuda"}
+    assert {"cpu", "triton", "reference"} <= REGISTRY.keys() == set().union(*AUTO.values())
     for name, backend in REGISTRY.items():
         assert backend.name == name
         assert all(callable(getattr(backend, field.name)) for field in fields(Backend)[2:])
@@ -71,10 +73,37 @@ def test_an_explicit_choice_is_honoured_or_refused_with_the_reason(registry: dic
     register(record("cpu", "cpu", why_not="it is not built"))
     with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run: it is not built .*cpu, reference\)"):
         choose("cpu", CPU)
-    with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run: it serves cpu, not cuda"):
+    elsewhere = r"backend 'cpu' cannot run: it serves cpu, not cuda, and it is not built"
+    with pytest.raises(RuntimeError, match=elsewhere):
         choose("cpu", CUDA)
     with pytest.raises(ValueError, match=r"backend must be 'auto' or one of cpu, reference, got 'rocm'"):
         choose("rocm", CPU)
+
+
+@pytest.mark.parametrize(
+    ("not_built", "native", "reason"),
+    [
+        ("it is not built", None, "it is not built"),
+        (None, "the driver is too old", "the driver is too old"),
+        (None, None, None if torch.cuda.is_available() else "torch sees no GPU"),
+    ],
+)
+def test_cuda_says_why_it_cannot_run(
+    not_built: str | None, native: str | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "NOT_BUILT", not_built)
+    monkeypatch.setattr(cuda, "NATIVE", SimpleNamespace(why_not=lambda: native))
+    assert cuda.why_not.__wrapped__() == reason  # it is cached
+
+
+def test_cuda_is_refused_with_the_reason(registry: dict[str, Backend]) -> None:
+    reason = cuda.why_not()
+    if reason is None:
+        pytest.skip("it can run here")
+    register(cuda.BACKEND)
+    for device in (CPU, CUDA):
+        with pytest.raises(RuntimeError, match=rf"backend 'cuda' cannot run: .*{re.escape(reason)}"):
+            choose("cuda", device)
 
 
 def test_names_are_unique(registry: dict[str, Backend]) -> None:

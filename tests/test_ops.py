@@ -77,7 +77,9 @@ def linear_case(
     kind = family(noise)
     stream = Stream("w", kind, scale=0.7, **position)
     bias_stream = Stream("b", kind.for_vector(), col=origin[0], scale=1.3) if bias_name else None
-    expected = oracle.oracle_linear(x, weight, bias, *tail.values(), offsets, stream, bias_stream, precision)
+    expected = oracle.oracle_linear(
+        x, weight, bias, *tail.values(), offsets, stream, bias_stream, precision, place.backend
+    )
     rounding = oracle.eps_rounding(place.backend, noise, x.dtype, weight.dtype, precision)
     oracle.assert_close(actual, expected, f"perturbed_linear, {place}, {noise}, {precision}", rounding)
     assert actual.dtype == x.dtype
@@ -200,7 +202,7 @@ def test_noise_linear(place: Place, form: str, dtype: torch.dtype, noise: str) -
         y, offsets = y.view(6, 31), bounds(place, 0, 4, 4, 6)
     tail = members(place, 3)
     stream = Stream("w", family(noise), row=3, scale=0.5)
-    expected = oracle.oracle_noise_linear(y, x, *tail.values(), offsets, stream)
+    expected = oracle.oracle_noise_linear(y, x, *tail.values(), offsets, stream, place.backend)
     result = thickets.noise_linear_(
         y, x, **tail, name="w", noise=noise, scale=0.5, origin=(3, 0), offsets=offsets, backend=place.backend
     )
@@ -228,9 +230,8 @@ def test_embedding(place: Place, form: str, dtype: torch.dtype, precision: str, 
         ids, weight, **tail, name="w", noise=noise, scale=0.5, offsets=offsets, precision=precision,
         backend=place.backend,
     )  # fmt: skip
-    assert torch.equal(
-        actual, oracle.oracle_embedding(ids, weight, *tail.values(), offsets, stream, precision)
-    )
+    expected = oracle.oracle_embedding(ids, weight, *tail.values(), offsets, stream, precision, place.backend)
+    assert torch.equal(actual, expected)
 
 
 @every_family
@@ -243,7 +244,7 @@ def test_vector(place: Place, size: int, dtype: torch.dtype, precision: str, noi
     actual = thickets.perturbed_vector(
         weight, **tail, name="v", noise=noise, scale=0.5, precision=precision, backend=place.backend
     )
-    expected = oracle.oracle_vector(weight, *tail.values(), stream, precision)
+    expected = oracle.oracle_vector(weight, *tail.values(), stream, precision, place.backend)
     assert actual.dtype == expected.dtype
     assert torch.equal(actual, expected)
 
@@ -260,7 +261,8 @@ def test_perturb(
     tail = {"name": "w", "noise": noise, "scale": 0.7, "backend": place.backend}
     seed, sigma = members(place, 2)["seeds"][1:], members(place, 2)["sigmas"][1:]
     view = weight if weight.dim() == 2 else weight.reshape(1, -1)
-    expected = oracle.oracle_perturb(view, seed, sigma, Stream("w", kind, scale=0.7), out_dtype).view(shape)
+    stream = Stream("w", kind, scale=0.7)
+    expected = oracle.oracle_perturb(view, seed, sigma, stream, out_dtype, place.backend).view(shape)
     out = torch.full(shape, torch.nan, dtype=out_dtype, device=place.device)
     assert thickets.perturb_(out, weight, seed=SEEDS[1], sigma=SIGMAS[1], **tail) is out
     assert torch.equal(out, expected)
@@ -276,7 +278,8 @@ def test_accumulate(place: Place, shape: tuple[int, ...], dtype: torch.dtype, no
     weight, tail = randn(place, *shape, dtype=dtype), members(place, 5)
     kind = family(noise) if len(shape) == 2 else family(noise).for_vector()
     view = weight if weight.dim() == 2 else weight.reshape(1, -1)
-    expected = oracle.oracle_accumulate(view, *tail.values(), Stream("w", kind, scale=0.7)).view(shape)
+    stream = Stream("w", kind, scale=0.7)
+    expected = oracle.oracle_accumulate(view, *tail.values(), stream, place.backend).view(shape)
     result = thickets.accumulate_(
         weight, seeds=tail["seeds"], coefficients=tail["sigmas"], name="w", noise=noise, scale=0.7,
         backend=place.backend,
@@ -374,6 +377,6 @@ def test_stored_weights_give_the_same_product(
     else:  # a GPU adds up in another order
         streams = Stream("w", family(noise)), Stream("b", family(noise))
         expected = oracle.oracle_linear(
-            x, weight, bias, *members(place, 3).values(), offsets, *streams, precision
+            x, weight, bias, *members(place, 3).values(), offsets, *streams, precision, place.backend
         )
         oracle.assert_close(stored, expected, f"grouped_linear, {place}, {noise}, {precision}")

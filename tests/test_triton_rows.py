@@ -11,8 +11,8 @@ from torch import Tensor
 from triton_place import DEVICE
 
 from thickets.noise import Stream, entries, family
+from thickets.operands import Members, Noise
 from thickets.triton_kernels.accumulate import accumulate
-from thickets.triton_kernels.launch import Members, Noise
 from thickets.triton_kernels.rows import perturbed_rows
 
 SEEDS = [7, -1, 7, 0x123456789ABCDEF0, -(2**63)]  # one twice, mirrored

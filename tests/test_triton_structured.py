@@ -11,9 +11,9 @@ from torch import Tensor
 from triton_place import DEVICE
 
 from thickets.noise import Stream, family
+from thickets.operands import Members, Noise
 from thickets.triton_kernels import hadamard, long_products
 from thickets.triton_kernels.hadamard import hadamard_product
-from thickets.triton_kernels.launch import Members, Noise
 from thickets.triton_kernels.lowrank import lowrank_product
 
 SEEDS = [7, -1, 7, 0x123456789ABCDEF0, -(2**63)]  # one twice, mirrored

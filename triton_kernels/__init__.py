@@ -8,18 +8,13 @@ if knobs.runtime.interpret:
     mend()
 
 from .accumulate import accumulate
-from .combine import combine
 from .hadamard import hadamard_product
-from .launch import Members, Noise
 from .linear import dense_product
 from .lowrank import lowrank_product
 from .rows import perturbed_rows
 
 __all__ = [
-    "Members",
-    "Noise",
     "accumulate",
-    "combine",
     "dense_product",
     "hadamard_product",
     "lowrank_product",

@@ -10,9 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thickets.long_rows import accumulate_long_rows
+from thickets.operands import Members, Noise
+
 from .hadamard import longest
-from .launch import FAMILIES, Members, Noise
-from .long_rows import accumulate_long_rows
+from .launch import FAMILIES, noise_arguments
 from .noise import ALIGNMENT
 from .rows import noise_tile, order_of, tile_shapes
 from .tuning import Tuned
@@ -78,7 +80,7 @@ def accumulate(weight: Tensor, members: Members, noise: Noise) -> None:
         return
     rows, cols = weight.shape
     shift = noise.col % (order or ALIGNMENT)
-    arguments: dict[str, Any] = noise.arguments() | {
+    arguments: dict[str, Any] = noise_arguments(noise) | {
         "w": weight, "seeds": members.seeds, "coefficients": members.sigmas, "scale": members.scale,
         "root": 1 / math.sqrt(max(noise.rank, 1)), "row": noise.row, "col": noise.col - shift, "shift": shift,
         "count": len(members.seeds), "rows": rows, "cols": cols, "w_stride": weight.stride(0),

@@ -50,6 +50,6 @@ def result(y: Tensor, base: Tensor | None, bias: Tensor | None) -> dict[str, Any
         "outputs": outputs,
         "y_stride": y.stride(0),
         "base_stride": 0 if base is None else base.stride(0),
-        "bias_member": outputs if bias is not None and bias.dim() == 2 else 0,
+        "bias_member": bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
         "BASE_SHARED": base is not None and len(base) != len(y),
     }

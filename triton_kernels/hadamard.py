@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from thickets.noise import hadamard_order
+from thickets.operands import Members, Noise
 
 from .epilogue import add_and_store, result
 from .groups import group_of_tile, tiles
-from .launch import Members, Noise
+from .launch import member_arguments, noise_arguments
 from .long_products import long_hadamard_product
 from .noise import STREAM_D1, STREAM_D2, STREAM_D3
 from .transform import diagonal, diagonal_words, quarters, row_words, transform
@@ -166,7 +167,7 @@ def hadamard_product(
     # Programs share out the row blocks only as far as the device needs that to be full: each computes G D3 x
     # anew. Rows of 2^15 elements leave no registers to keep it.
     spread = blocks if n > 16384 else min(blocks, triton.cdiv(4 * processors(y.device), total))
-    arguments: dict[str, Any] = members.arguments() | noise.arguments() | result(y, base, bias) | {
+    arguments: dict[str, Any] = member_arguments(members) | noise_arguments(noise) | result(y, base, bias) | {
         "x": x, "block": noise.row // n, "shift": noise.row % n, "col": noise.col, "inputs": x.shape[1],
         "x_stride": x.stride(0), "N": n, "SHARED": len(x) != total,
         "EACH": min(triton.next_power_of_2(max(each, 1)), 16),

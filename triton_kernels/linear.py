@@ -14,9 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thickets.operands import Members, Noise, multiplied_in
+
 from .epilogue import result
 from .groups import group_of_tile, tiles
-from .launch import DTYPES, FAMILIES, Members, Noise
+from .launch import DTYPES, FAMILIES, member_arguments, noise_arguments
 from .noise import ALIGNMENT, NONE, NORMAL4, RADEMACHER, dense_tile
 from .tuning import Tuned, config
 
@@ -142,20 +144,20 @@ def dense_product(
     bias: Tensor | None,
     members: Members,
     noise: Noise,
-    operand: torch.dtype,
     storage: bool = False,
 ) -> None:
     """y = x W'^T + bias, or without a W: y = base + s (x eps^T) + bias, for dense noise or none.
 
     y [T, O]; x [T, K], or [M, K] shared by all members; w [O, K] or one per member [N, O, K]; base [T, O] (it
     may be y), or as x [M, O]; bias [O] or [N, O]. All are float32, bfloat16 or float16 with a contiguous last
-    dimension; factors have the dtype `operand`, sums are float32, rounded once to the dtype of y. `storage`
-    rounds W' to the dtype of w.
+    dimension. Factors are rounded to `multiplied_in(x, w)`, sums are float32, rounded once to the dtype of y.
+    `storage` rounds W' to the dtype of w.
     """
+    operand = multiplied_in(x, w)
     total, outputs = y.shape
     each = members.rows if members.offsets is None else total // len(members.seeds)
     shift = noise.col % ALIGNMENT
-    arguments: dict[str, Any] = members.arguments() | noise.arguments() | result(y, base, bias) | {
+    arguments: dict[str, Any] = member_arguments(members) | noise_arguments(noise) | result(y, base, bias) | {
         "x": x, "w": w, "row": noise.row, "col": noise.col, "inputs": x.shape[1], "x_stride": x.stride(0),
         "w_stride": 0 if w is None else w.stride(-2),
         "w_member": w.stride(0) if w is not None and w.dim() == 3 else 0,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from thickets.noise import hadamard_order
+from thickets import long_rows
+from thickets.operands import Members, Noise
 
 from .groups import member_of_row
-from .launch import Members, Noise
-from .noise import STREAM_D1, STREAM_D2, STREAM_D3
+from .launch import member_arguments, noise_arguments
 from .transform import diagonal, diagonal_words, transform
 from .tuning import Tuned, config
 
@@ -65,16 +62,16 @@ HIGH_TUNED = Tuned(high_kernel, [config(warps=8)], key=["n"], written=["u"])
 
 
 def _multiply(
-    u: Tensor, z: Tensor, start: int, members: Members, noise: Noise, stream: Any, block: int
+    u: Tensor, z: Tensor, start: int, members: Members, noise: Noise, stream: int, block: int
 ) -> None:
-    """u = G D z for rows [lines, n] that begin at line `start` of all rows; u may be z."""
+    """`thickets.long_rows.Multiply`."""
     lines, n = z.shape
     high = n // LOW.value
     tile = max(8, min(8192 // high, LOW.value))
     LOW_TUNED(
         lambda meta: (lines, n // LOW.value),
-        **members.arguments() | noise.arguments(),
-        u=u, z=z, start=start, block=block, n=n, STREAM=stream.value, LOW=LOW.value,
+        **member_arguments(members) | noise_arguments(noise),
+        u=u, z=z, start=start, block=block, n=n, STREAM=stream, LOW=LOW.value,
     )  # fmt: skip
     HIGH_TUNED(lambda meta: (lines, LOW.value // tile), u=u, n=n, LOW=LOW.value, HIGH=high, TILE=tile)
 
@@ -83,31 +80,4 @@ def long_hadamard_product(
     y: Tensor, x: Tensor, base: Tensor | None, bias: Tensor | None, members: Members, noise: Noise
 ) -> None:
     """`hadamard_product` for any order n of at least 2^13, with the same arguments."""
-    n, (total, outputs), device = hadamard_order(noise.full_cols), y.shape, y.device
-    line = torch.arange(total, device=device)
-    of_x = line % members.rows if members.offsets is None and len(x) != total else line
-    if members.offsets is None:
-        owner = line // members.rows
-    else:
-        owner = torch.bucketize(line, members.offsets[1:], right=True).clamp(max=len(members.seeds) - 1)
-    strength = (members.sigmas * members.scale)[owner, None] / n
-    step = max(1, ELEMENTS // n)
-    z = torch.empty(min(step, total), n, device=device)
-    u = torch.empty_like(z)
-    for start in range(0, total, step):
-        span = slice(start, min(start + step, total))
-        here_z, here_u = z[: span.stop - start], u[: span.stop - start]
-        here_z.zero_()
-        here_z[:, noise.col : noise.col + x.shape[1]] = x[of_x[span]]
-        _multiply(here_z, here_z, start, members, noise, STREAM_D3, 0)
-        for block in range(noise.row // n, (noise.row + outputs - 1) // n + 1):
-            _multiply(here_u, here_z, start, members, noise, STREAM_D2, block)
-            _multiply(here_u, here_u, start, members, noise, STREAM_D1, block)
-            begin, end = max(block * n - noise.row, 0), min((block + 1) * n - noise.row, outputs)
-            first = begin + noise.row - block * n
-            sums = strength[span] * here_u[:, first : first + end - begin]
-            if base is not None:
-                sums += base[of_x[span] if len(base) != total else line[span], begin:end]
-            if bias is not None:
-                sums += bias[owner[span], begin:end] if bias.dim() == 2 else bias[begin:end]
-            y[span, begin:end] = sums.to(y.dtype)
+    long_rows.long_hadamard_product(y, x, base, bias, members, noise, _multiply, ELEMENTS)

@@ -14,9 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thickets.operands import Members, Noise
+
 from .epilogue import add_and_store, result
 from .groups import group_of_tile, tiles
-from .launch import Members, Noise
+from .launch import member_arguments, noise_arguments
 from .noise import STREAM_A, STREAM_B, four_normals
 from .tuning import Tuned, config
 
@@ -241,7 +243,7 @@ def lowrank_product(
     each = total // count if ragged else members.rows
     spans = triton.cdiv(inputs, SPAN)
     t = torch.empty(spans, total, noise.rank, device=y.device)
-    common: dict[str, Any] = members.arguments() | noise.arguments() | {
+    common: dict[str, Any] = member_arguments(members) | noise_arguments(noise) | {
         "t": t, "RANK": noise.rank,
         "EACH": min(triton.next_power_of_2(max(each, 1)), 16),
     }  # fmt: skip

@@ -14,12 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thickets.long_rows import perturbed_long_rows
 from thickets.noise import hadamard_order
+from thickets.operands import Members, Noise
 
 from .groups import group_of_tile, tiles
 from .hadamard import hadamard_tile, longest
-from .launch import FAMILIES, Members, Noise
-from .long_rows import perturbed_long_rows
+from .launch import FAMILIES, member_arguments, noise_arguments
 from .noise import ALIGNMENT, HADAMARD, LOWRANK, dense_tile, lowrank_tile
 from .tuning import Tuned, config
 
@@ -156,7 +157,7 @@ def perturbed_rows(
     rows = out.shape[1] if ids is None else members.rows
     total = count * rows if ids is None else members.total
     each = rows if members.offsets is None or ids is None else total // count
-    arguments: dict[str, Any] = members.arguments() | noise.arguments() | {
+    arguments: dict[str, Any] = member_arguments(members) | noise_arguments(noise) | {
         "out": out, "w": weight, "ids": ids, "row": noise.row, "col": noise.col - shift, "shift": shift,
         "root": 1 / math.sqrt(max(noise.rank, 1)), "rows": rows, "total": total, "cols": cols,
         "out_member": out.stride(0) if ids is None else 0, "out_stride": out.stride(-2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
 from .record import Backend
 
 __all__ = ["REGISTRY", "Backend", "choose", "refusal", "register"]
@@ -24,9 +24,11 @@ def register(backend: Backend) -> Backend:
 
 def refusal(backend: Backend, device: torch.device) -> str | None:
     """Why `backend` cannot serve tensors on `device`, or None if it can."""
-    if device.type not in backend.devices:
-        return f"it serves {', '.join(backend.devices)}, not {device.type}"
-    return backend.why_not()
+    why_not = backend.why_not()
+    if device.type in backend.devices:
+        return why_not
+    elsewhere = f"it serves {', '.join(backend.devices)}, not {device.type}"
+    return f"{elsewhere}, and {why_not}" if why_not else elsewhere
 
 
 def choose(name: str, device: torch.device) -> Backend:
@@ -51,5 +53,6 @@ def choose(name: str, device: torch.device) -> Backend:
 
 
 register(cpu.BACKEND)
+register(cuda.BACKEND)
 register(triton.BACKEND)
 register(reference.BACKEND)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Stream
+from .native import FAMILIES, NO_MATRIX, matrix
 from .record import Backend
 
 WHY_NOT: str | None = None
@@ -24,10 +25,7 @@ try:
 except ImportError as error:  # not built: the reference backend serves instead
     WHY_NOT = f"the native module thickets._C is not built ({error})"
 
-FAMILIES = {"normal": 1, "normal4": 2, "rademacher": 3, "hadamard": 4, "lowrank": 5}
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NO_NOISE = (0, 0, 0, 0, 0, 0)
-NO_MATRIX = (0, 0, 0)
 
 Noise = tuple[int, int, int, int, int, int]
 
@@ -36,10 +34,6 @@ def _noise(stream: Stream, cols: int) -> Noise:
     full_cols = stream.col + cols if stream.full_cols is None else stream.full_cols
     family = stream.family
     return FAMILIES[family.kind], family.rank, stream.id, stream.row, stream.col, full_cols
-
-
-def _matrix(tensor: Tensor) -> tuple[int, int, int]:
-    return tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride(-2)
 
 
 def _offsets(offsets: Tensor | None, count: int, rows: int) -> Tensor:
@@ -82,7 +76,7 @@ def _product(
     member_stride = weight.stride(0) if weight.dim() == 3 else 0
     at, stride = (0, 0) if bias is None else (bias.data_ptr(), outputs if bias.dim() == 2 else 0)
     x = rows.x
-    _C.linear(isa, noise, rows.members(*members), x.data_ptr(), x.stride(0), _matrix(weight), member_stride,
+    _C.linear(isa, noise, rows.members(*members), x.data_ptr(), x.stride(0), matrix(weight), member_stride,
               at, stride, y.data_ptr(), outputs, outputs, inputs, storage)  # fmt: skip
     return y
 
@@ -184,10 +178,8 @@ def _perturbed_rows(
 ) -> None:
     """out[l] = W[index[l]] + scales[l] eps(seeds[l])[index[l]], or eps alone without a weight."""
     noise, count, cols = _noise(stream, out.shape[-1]), len(index), out.shape[-1]
-    source = NO_MATRIX if weight is None else _matrix(weight)
-    _C.rows(
-        isa, noise, seeds.data_ptr(), scales.data_ptr(), index.data_ptr(), count, cols, source, _matrix(out)
-    )
+    _C.rows(isa, noise, seeds.data_ptr(), scales.data_ptr(), index.data_ptr(), count, cols, matrix(weight),
+            matrix(out))  # fmt: skip
 
 
 def embedding(
@@ -227,7 +219,7 @@ def perturb_(isa: str, out: Tensor, weight: Tensor, seed: Tensor, sigma: Tensor,
 def accumulate_(isa: str, weight: Tensor, seeds: Tensor, coefficients: Tensor, stream: Stream) -> None:
     (rows, cols), factors = weight.shape, coefficients * stream.scale
     noise = _noise(stream, cols)
-    _C.accumulate(isa, noise, seeds.data_ptr(), factors.data_ptr(), len(seeds), rows, cols, _matrix(weight))
+    _C.accumulate(isa, noise, seeds.data_ptr(), factors.data_ptr(), len(seeds), rows, cols, matrix(weight))
 
 
 def noise(isa: str, out: Tensor, seed: Tensor, stream: Stream) -> None:
