@@ -94,20 +94,19 @@ struct RowNoise {
 template <int lines, int pitch, class StartOf>
 THICKETS_DEVICE void share(const Matrix& m, bool fours, int64_t used, int64_t at, int64_t columns,
                            StartOf start_of, Four (&to)[lines][pitch]) {
-  constexpr int BATCH = lines < 128 ? (lines * FOURS + THREADS - 1) / THREADS : 8;  // loads in flight
+  constexpr int APART = THREADS / FOURS;                                      // lines of a thread
+  constexpr int BATCH = lines < 4 * APART ? (lines + APART - 1) / APART : 4;  // loads in flight
+  const int mine = threadIdx.x % FOURS;
   THICKETS_UNROLL(1)
-  for (int first = threadIdx.x; first < lines * FOURS; first += BATCH * THREADS) {
+  for (int first = threadIdx.x / FOURS; first < lines; first += BATCH * APART) {
     uint4 four[BATCH];
     THICKETS_UNROLL(8)
     for (int b = 0; b < BATCH; ++b) {
-      const int i = first + b * THREADS, line = i / FOURS;
-      four[b] = load_four(m, fours, start_of(line), at + 4 * (i % FOURS), line < used ? columns : 0);
+      const int line = first + b * APART;
+      four[b] = load_four(m, fours, start_of(line), at + 4 * mine, line < used ? columns : 0);
     }
     THICKETS_UNROLL(8)
-    for (int b = 0; b < BATCH; ++b) {
-      const int i = first + b * THREADS;
-      to[i / FOURS][i % FOURS] = floats_of(four[b], m.dtype);
-    }
+    for (int b = 0; b < BATCH; ++b) to[first + b * APART][mine] = floats_of(four[b], m.dtype);
   }
 }
 
