@@ -3,20 +3,9 @@
 #include "decode.h"
 #include "lines.h"
 #include "normal.h"
+#include "quad.h"
 
 namespace thickets::cuda {
-
-// Lanes 0 .. 3 of a quad hold the rows of a 4 x 4 matrix; afterwards its columns.
-THICKETS_DEVICE void transpose_quad(uint32_t (&w)[4], int t) {
-  THICKETS_UNROLL(2)
-  for (int bit = 1; bit <= 2; bit *= 2) THICKETS_UNROLL(2)
-  for (int i = 0; i < 2; ++i) {
-    const int low = bit == 1 ? 2 * i : i, high = low + bit;
-    const uint32_t got = shuffle_xor(t & bit ? w[low] : w[high], bit);
-    w[low] = t & bit ? got : w[low];
-    w[high] = t & bit ? w[high] : got;
-  }
-}
 
 // One quad's block: 128 columns, which begin where those of Philox calls do, of each of its lines.
 struct Block {
@@ -103,7 +92,8 @@ class QuadNoise {
             i % 2 ? unpack_high<Dtype::bfloat16>(pairs[i / 2]) : unpack_low<Dtype::bfloat16>(pairs[i / 2]);
     } else if constexpr (family == Family::rademacher) {
       THICKETS_UNROLL(8)
-      for (int i = 0; i < CHUNK_COLUMNS; ++i) eps[i] = rademacher_entry<float>(words[c], 24 + i);
+      for (int i = 0; i < CHUNK_COLUMNS; ++i)
+        eps[i] = as_float(and_or(words[c] << (7 - i), 0x80000000u, 0x3F800000u));
     } else {
       Words<uint32_t> calls[2];
       THICKETS_UNROLL(2)

@@ -13,7 +13,7 @@ struct Extent {
   int first, end;
 };
 
-// Of the block that begins `start` columns after the first of a matrix, or before it.
+// Of the block that begins `start` columns after the first of a matrix, or before it where that is negative.
 THICKETS_DEVICE Extent extent_of(int64_t start, int64_t cols) {
   const int64_t room = cols - start;
   return {start < 0 ? static_cast<int>(-start) : 0, room < LINE_BLOCK ? static_cast<int>(room) : LINE_BLOCK};
@@ -56,46 +56,42 @@ THICKETS_DEVICE void store_each(uint4 run, T* p, int column, Extent in) {
   }
 }
 
-// visit(run, its first column) for all runs of chunks whose first column is 0.
-template <class T, class Runs, class Visit>
-THICKETS_DEVICE void each_run(Runs& part, const Visit& visit) {
-  constexpr int count = 16 / sizeof(T), chunks = sizeof(part.runs) / sizeof(part.runs[0]);
-  THICKETS_UNROLL(4)
-  for (int c = 0; c < chunks; ++c) THICKETS_UNROLL(2)
-  for (int i = 0; i < CHUNK_COLUMNS / count; ++i) visit(part.runs[c][i], 32 * c + count * i);
-}
-
 // Whether columns `column` .. column + count, the first of them at p, can be accessed in runs.
 THICKETS_DEVICE bool in_runs(const void* p, int column, int count, Extent in) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 && column >= in.first && column + count <= in.end;
 }
 
-// The chunks from `column` of a block on, the first of them at p. Nearly always they are all in runs, which
-// is asked once.
+// at_once(run, address) for the runs of the chunks that begin at p and `column`, or each(run, address,
+// column, in) where that is not possible. It nearly always is for all of them, which is asked once.
+template <class T, class Part, class AtOnce, class Each>
+THICKETS_DEVICE void access(Part& part, T* p, int column, Extent in, const AtOnce& at_once,
+                            const Each& each) {
+  constexpr int chunks = sizeof(part.runs) / sizeof(part.runs[0]), count = 16 / sizeof(T);
+  const auto all = [&](const auto& visit) {
+    THICKETS_UNROLL(4)
+    for (int c = 0; c < chunks; ++c) THICKETS_UNROLL(2)
+    for (int i = 0; i < CHUNK_COLUMNS / count; ++i) visit(part.runs[c][i], 32 * c + count * i);
+  };
+  if (in_runs(p, column, 32 * (chunks - 1) + CHUNK_COLUMNS, in))
+    all([&](auto& run, int k) { at_once(run, p + k); });
+  else
+    all([&](auto& run, int k) {
+      if (in_runs(p + k, column + k, count, in))
+        at_once(run, p + k);
+      else
+        each(run, p + k, column + k, in);
+    });
+}
 template <class T, int chunks>
 THICKETS_DEVICE void load_as(Stored<chunks>& part, const T* p, int column, Extent in) {
-  if (in_runs(p, column, 32 * chunks - 24, in))
-    each_run<T>(part, [&](uint4& run, int at) { run = load16_if(true, p + at); });
-  else
-    each_run<T>(part, [&](uint4& run, int at) {
-      if (in_runs(p + at, column + at, 16 / sizeof(T), in))
-        run = load16_if(true, p + at);
-      else
-        load_each(run, p + at, column + at, in);
-    });
+  access(part, p, column, in, [](uint4& run, const T* p) { run = load16_if(true, p); }, load_each<T>);
 }
 template <class T, int chunks>
 THICKETS_DEVICE void store_as(const Stored<chunks>& part, T* p, int column, Extent in) {
-  if (in_runs(p, column, 32 * chunks - 24, in))
-    each_run<T>(part, [&](const uint4& run, int at) { store16_if(true, p + at, run); });
-  else
-    each_run<T>(part, [&](const uint4& run, int at) {
-      if (in_runs(p + at, column + at, 16 / sizeof(T), in))
-        store16_if(true, p + at, run);
-      else
-        store_each(run, p + at, column + at, in);
-    });
+  access(part, p, column, in, [](uint4 run, T* p) { store16_if(true, p, run); }, store_each<T>);
 }
+
+// The chunks from `column` of a block on; block: the element where the block's column 0 lies, or would.
 template <int chunks>
 THICKETS_DEVICE void load_chunks(Stored<chunks>& part, const Matrix& m, int64_t block, int column,
                                  Extent in) {

@@ -1,8 +1,9 @@
 // Rows of members' weights W' = fma(s, eps, W), or of eps alone, written to memory: for perturb_, embeddings,
 // vectors and the noise itself.
 //
-// A quad of lanes makes four lines by 128 columns; neighbouring quads of a warp have neighbouring columns.
-// Without ids, lines are ordered by row and then by member, so that members share what they read of W.
+// A quad of lanes makes up to four lines by 128 columns; neighbouring quads of a warp have neighbouring
+// columns. Without ids, lines are ordered by row and then by member, so that members share what they read of
+// W. A lane reads of W only what it writes, so one member may overwrite it.
 #include "dense.h"
 #include "groups.h"
 
@@ -11,11 +12,13 @@ namespace thickets::cuda {
 namespace {
 
 constexpr int THREADS = 128;
+constexpr int RESIDENT = 128;  // quads of a multiprocessor at a time
 
 struct KernelArgs {
   RowsArgs of;
   int64_t lines;
   int64_t blocks;  // of 128 columns, in a line
+  int each;        // lines of a quad: 1, 2 or 4
 };
 
 // One line of the result.
@@ -40,7 +43,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(KernelArgs k) {
   const RowsArgs& a = k.of;
   const int lane = threadIdx.x % 32, t = lane % 4;
   const Block at = block_of_quad(a.noise, k.blocks, a.cols);
-  const int64_t first = 4 * at.line;
+  const int64_t first = k.each * at.line;
 
   // Each lane looks up one line, past the end the last one.
   const Line mine = line_at(a, min(first + t, k.lines - 1));
@@ -48,9 +51,8 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(KernelArgs k) {
   QuadNoise<family> noise(a.noise, at.number, static_cast<uint64_t>(a.members.seeds[mine.member]),
                           static_cast<uint32_t>(a.noise.row + mine.row));
 
-  const int count = static_cast<int>(min(k.lines, static_cast<int64_t>(4)));
   THICKETS_UNROLL(1)
-  for (int j = 0; j < count; ++j) {
+  for (int j = 0; j < k.each; ++j) {
     const int from = lane - t + j;
     const Extent in = first + j < k.lines ? at.in : Extent{};
     const float s = shuffle(sigma, from);
@@ -80,10 +82,13 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(KernelArgs k) {
 void dense_rows(const RowsArgs& a) {
   const int64_t lines = a.ids ? a.members.total : a.members.count * a.rows;
   const int64_t blocks = blocks_of_line(a.noise, a.cols);
+  int each = 4;  // fewer where that would leave multiprocessors idle
+  while (each > 1 && lines * blocks < each * RESIDENT * multiprocessors(a.place.device)) each /= 2;
   launch(a.place,
          for_dense_family(a.noise.family, rows_kernel<Family::normal>, rows_kernel<Family::normal4>,
                           rows_kernel<Family::rademacher>),
-         grid_of_quads((lines + 3) / 4 * blocks, THREADS), THREADS, 0, KernelArgs{a, lines, blocks});
+         grid_of_quads((lines + each - 1) / each * blocks, THREADS), THREADS, 0,
+         KernelArgs{a, lines, blocks, each});
 }
 
 void rows(const RowsArgs& a) {
