@@ -19,8 +19,21 @@ import triton
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 # Per multiprocessor: KiB of shared memory, and bytes of it that one program may have.
-SHARED = {80: (164, 163 << 10), 90: (228, 227 << 10)}
-WARPS, PROGRAMS, REGISTERS = 64, 32, 65536  # the same on sm_80 and sm_90
+SHARED = {80: (164, 163 << 10), 90: (228, 227 << 10), 100: (228, 227 << 10)}
+WARPS, PROGRAMS, REGISTERS = 64, 32, 65536  # the same on all of them
+
+# Units of a quarter of a multiprocessor by what they execute, and the cycles that they need for a warp. One
+# instruction is issued per cycle. sm_80 converts integers on the special-function unit, sm_90 (I2FP) on the
+# other.
+UNITS = {
+    "alu": (2, {
+        "F2FP", "FMNMX", "FSEL", "FSETP", "I2FP", "IABS", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3", "PLOP3",
+        "PRMT", "SEL", "SHF", "VIADD", "VIADDMNMX", "VIMNMX",
+    }),
+    "imad": (2, {"IMAD"}),
+    "special": (8, {"BREV", "F2F", "F2I", "FLO", "I2F", "MUFU", "POPC"}),
+}  # fmt: skip
+HMMA = {80: 8, 90: 4, 100: 4}  # least cycles of a 16 x 8 x 16 product of 16-bit factors
 
 # Philox's multipliers, as SASS and PTX write them: a high product by one of them occurs twice in a round.
 MULTIPLIERS = re.compile(
@@ -47,9 +60,10 @@ class Code(NamedTuple):
     labels: dict[str, int]
 
 
-def tool(name: str, *arguments: str) -> str:
-    """The output of a program of the CUDA toolkit inside the triton package."""
-    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+def tool(name: str, *arguments: str, folder: Path | None = None) -> str:
+    """The output of a program of the CUDA toolkit inside the triton package, run in a folder."""
+    command = [str(TOOLS / name), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def disassembled(cubin: bytes) -> tuple[str, str]:
@@ -91,8 +105,8 @@ def successors(code: Code) -> list[list[int]]:
     return following
 
 
-def loops(code: Code) -> list[set[int]]:
-    """The natural loops as sets of instruction indices, innermost ones only."""
+def loops(code: Code, inner: bool = True) -> list[set[int]]:
+    """The natural loops as sets of instruction indices: innermost ones only, or all without those in them."""
     following = successors(code)
     leaders = {0, *code.labels.values()}
     for i, targets in enumerate(following):
@@ -116,8 +130,12 @@ def loops(code: Code) -> list[set[int]]:
                     if (one := pending.pop()) not in body:
                         body.add(one)
                         pending += before[one]
-    inner = [body for header, body in bodies.items() if not any(h != header and h in body for h in bodies)]
-    return [{i for block in body for i in range(starts[block], ends[block])} for body in inner]
+    found = []
+    for header, body in bodies.items():
+        within = [bodies[h] for h in bodies if h != header and h in body]
+        if not (inner and within):
+            found.append({i for block in body.difference(*within) for i in range(starts[block], ends[block])})
+    return found
 
 
 def dominance(graph: list[list[int]]) -> dict[int, set[int]]:
@@ -145,6 +163,19 @@ def dominance(graph: list[list[int]]) -> dict[int, set[int]]:
 def tensor(instructions: Iterable[Instruction]) -> Counter[str]:
     """Tensor-core instructions by name."""
     return Counter(one.opcode for one in instructions if TENSOR.match(one.opcode))
+
+
+def units(instructions: Iterable[Instruction]) -> dict[str, int]:
+    """Instructions by the unit of UNITS that executes them."""
+    bases = Counter(one.opcode.partition(".")[0] for one in instructions)
+    return {unit: sum(bases[name] for name in names) for unit, (_, names) in UNITS.items()}
+
+
+def cycles(instructions: Iterable[Instruction], arch: int) -> int:
+    """Cycles that the busiest unit of a quarter of a multiprocessor needs for them, a warp at a time."""
+    instructions = list(instructions)
+    products = HMMA[arch] * sum(one.opcode.startswith("HMMA.16816") for one in instructions)
+    return max(len(instructions), products, *(UNITS[unit][0] * n for unit, n in units(instructions).items()))
 
 
 def serialised(instructions: Iterable[Instruction]) -> bool:
@@ -179,7 +210,7 @@ def widths(code: Code) -> Counter[str]:
     counts: Counter[str] = Counter()
     for opcode, _, _ in code.instructions:
         base, *suffixes = opcode.split(".")
-        if base in ("LDG", "STG", "LDGSTS", "RED", "ATOMG"):
+        if base in ("LD", "ST", "LDG", "STG", "LDGSTS", "RED", "ATOMG"):
             bits = [s.lstrip("US") for s in suffixes if re.fullmatch(r"[US]?(?:8|16|64|128)", s)]
             counts[f"{base} {bits[0] if bits else 32}"] += 1
     return counts
@@ -200,6 +231,11 @@ def resources(usage: str) -> dict[str, int]:
     """REG, STACK and the like of cuobjdump's text."""
     line = next(line for line in usage.splitlines() if "REG:" in line)
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
+
+
+def in_words(counts: dict[str, int]) -> str:
+    """Counts as `2 this, 1 that`, or none."""
+    return ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
 
 
 class Loop(NamedTuple):

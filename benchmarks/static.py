@@ -122,18 +122,14 @@ HEAD = (
 
 def line(row: dict[str, Any]) -> str:
     """A row as Markdown."""
-
-    def counts(counted: dict[str, int]) -> str:
-        return ", ".join(f"{n} {name}" for name, n in counted.items()) or "none"
-
     spills = f"{row['stack']} B, {row['spills']}" if row["stack"] or row["spills"] else "none"
     fits = row["warps"] or "does not fit"
     drawn = "" if row["drawn"] is None else row["drawn"]
     warning = f" ({'; '.join(row['warnings'])})" if row["warnings"] else ""
     cells = [
         row["case"], row["arch"], row["config"], row["registers"], spills, row["shared"],
-        counts(row["tensor"]) + (" serialised" if row["serialised"] else ""),
-        f"{row['per_entry']}{warning}", drawn, counts(row["accesses"]), fits,
+        sass.in_words(row["tensor"]) + (" serialised" if row["serialised"] else ""),
+        f"{row['per_entry']}{warning}", drawn, sass.in_words(row["accesses"]), fits,
     ]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
