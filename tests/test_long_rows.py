@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import oracle
 import pytest
 import torch
 from torch import Tensor
 
 from thickets import long_rows
+from thickets.backends.cuda import Kernels
 from thickets.noise import Stream, family
 from thickets.operands import Members, Noise
 
@@ -75,3 +78,17 @@ def test_all_rows_and_their_sum() -> None:
     expected = oracle.oracle_accumulate(weight, who.seeds, who.sigmas, STREAM)
     long_rows.accumulate_long_rows(weight, who, NOISE)
     assert torch.equal(weight, expected)
+
+
+def test_the_cuda_backend_leaves_them_to_pytorch() -> None:
+    kernels = Kernels(SimpleNamespace(longest_transform=lambda device: 128))  # has no kernel at all
+    who, x, weight = members("members"), randn(6, 130), randn(20, 130)
+    expected = torch.full((6, 20), torch.nan)
+    long_rows.long_hadamard_product(expected, x, None, None, who, NOISE)
+    kernels.hadamard_product(y := torch.full_like(expected, torch.nan), x, None, None, who, NOISE)
+    assert torch.equal(y, expected)
+    kernels.perturbed_rows(out := torch.full((3, 20, 130), torch.nan), weight, who, NOISE)
+    assert torch.equal(out, oracle.member_weights(weight, who.seeds, who.sigmas, STREAM, "exact"))
+    total = oracle.oracle_accumulate(weight, who.seeds, who.sigmas, STREAM)
+    kernels.accumulate(weight, who, NOISE)
+    assert torch.equal(weight, total)
