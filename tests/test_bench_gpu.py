@@ -194,7 +194,7 @@ def test_the_report_holds_whatever_there_is() -> None:
 TESTS = """
 import os, pytest, signal
 def test_plain(): pass
-@pytest.mark.parametrize("place", ["triton-cuda", "cpu-cpu"])
+@pytest.mark.parametrize("place", ["triton-cuda", "cuda-cuda", "cuda-cpu", "cpu-cpu"])
 def test_place(place): pass
 def test_crashes(): os.kill(os.getpid(), signal.SIGKILL)
 def test_after(): pass
@@ -202,7 +202,8 @@ def test_needs(): import nowhere_to_be_found
 def test_fails(): assert 1 == 2
 needs_gpu = pytest.mark.gpu
 @needs_gpu
-def test_marked(): pytest.skip("no GPU")
+@pytest.mark.parametrize("backend", ["triton"])
+def test_marked(backend): pytest.skip("no GPU")
 """
 
 
@@ -216,9 +217,10 @@ def test_the_suite_goes_on_behind_a_crash(tmp_path: Path, monkeypatch: Any) -> N
     assert [suite.run(suite.Job(file, part, 2), deadline) for part in range(2)] == [None, None]
     notes = [n for log in sorted((tmp_path / "logs").glob("*.jsonl")) for n in outcomes.read(log).values()]
     found = suite.summary(notes, [])
-    assert found["outcomes"]["all"] == {"passed": 4, "failed": 2, "left out": 1, "skipped": 1}
-    assert found["outcomes"]["triton on cuda"] == {"passed": 1}
-    assert found["outcomes"]["gpu, by mark or parameter"] == {"passed": 1, "skipped": 1}
+    assert found["outcomes"]["all"] == {"passed": 6, "failed": 2, "left out": 1, "skipped": 1}
+    assert found["outcomes"]["triton on cuda"] == {"passed": 1, "skipped": 1}
+    assert found["outcomes"]["cuda on cuda"] == {"passed": 1}
+    assert found["outcomes"]["gpu, by mark or parameter"] == {"passed": 2, "skipped": 1}
     assert found["left_out"] == {"nowhere_to_be_found is not installed": 1}
     assert [name.partition("::")[2] for name in sorted(found["failed"])] == [
         "test_crashes: the process ended in it",

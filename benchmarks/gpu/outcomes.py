@@ -35,8 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def on_gpu(item: pytest.Item) -> bool:
-    """Whether a test is marked `gpu` or has a parameter on cuda."""
-    return item.get_closest_marker("gpu") is not None or "cuda" in item.name.partition("[")[2]
+    """Whether a test is marked `gpu` or has a parameter on cuda; "cuda-cpu" is that backend without a GPU."""
+    parameters = item.name.partition("[")[2].replace("cuda-cpu", "")
+    return item.get_closest_marker("gpu") is not None or "cuda" in parameters
 
 
 class Notes:

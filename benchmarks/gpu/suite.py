@@ -94,10 +94,12 @@ def summary(notes: Sequence[dict[str, Any]], troubles: Sequence[tuple[str, str]]
         if outcome == "failed":
             failed.append(f"{note['test']}: {reason}")
             details[note["test"]] = note["text"]
-        words = set(re.findall(r"[a-z0-9]+", note["test"].partition("[")[2])) & GROUPS
+        parameters = note["test"].partition("[")[2]
+        words = set(re.findall(r"[a-z0-9]+", parameters)) & GROUPS
         groups = {"all", *words, *(["gpu, by mark or parameter"] if note["gpu"] else [])}
-        if {"triton", "cuda"} <= words:
-            groups.add("triton on cuda")
+        if note["gpu"]:  # a place, or in a test that is marked the backend alone
+            place = re.search(r"(triton|cuda)-cuda", parameters)
+            groups |= {f"{name} on cuda" for name in ([place[1]] if place else {"triton", "cuda"} & words)}
         for group in sorted(groups):
             outcomes.setdefault(group, Counter())[outcome] += 1
     kept = dict(list(details.items())[:DETAILS])
