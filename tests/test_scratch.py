@@ -80,6 +80,22 @@ def test_linear(
     oracle.assert_close(actual, expected, f"{place}, {noise}, {precision}", rounding)
 
 
+@every_dtype
+@pytest.mark.parametrize("size", [2 * 60 * 112])
+@pytest.mark.usefixtures("large", "poisoned_empty")
+def test_activations_of_a_few_members_at_a_time(place: Place, dtype: torch.dtype) -> None:
+    x, weight = randn(place, COUNT, 60, INPUTS, dtype=dtype), randn(place, 8, INPUTS, dtype=dtype)
+    bias, (seeds, sigmas) = randn(place, 8, dtype=dtype), members(place)
+    actual = thickets.perturbed_linear(
+        x, weight, bias, seeds=seeds, sigmas=sigmas, name="w", bias_name="b", noise="normal4",
+        backend=place.backend,
+    )  # fmt: skip
+    streams = (Stream(name, family("normal4")) for name in "wb")
+    expected = oracle.oracle_linear(x, weight, bias, seeds, sigmas, None, *streams, "exact", place.backend)
+    rounding = oracle.eps_rounding(place.backend, "normal4", dtype, dtype, "exact", many=True)
+    oracle.assert_close(actual, expected, str(place), rounding)
+
+
 @pytest.mark.parametrize("noise", ["hadamard", "lowrank-2"])
 @pytest.mark.parametrize("ragged", [False, True])
 @every_form

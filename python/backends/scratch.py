@@ -43,7 +43,7 @@ def exact_product(
     height, each = _tile(outputs, width)
     factor = weight.new_zeros(min(each, count), height, width)  # zeros fill columns up to multiples of 8
     zeros, groups = weight.new_zeros(1, inputs), y.view(count, rows, outputs)
-    shared = len(x) != len(y)
+    shared, held = len(x) != len(y), -1
     for part, span in members.chunks(count if shared else SCRATCH // (rows * width)):
         own = x if shared else x[span.start * rows : span.stop * rows]
         twice = x.new_zeros(len(own), width)
@@ -55,7 +55,9 @@ def exact_product(
         for start in range(0, outputs, height):
             tile = slice(start, min(start + height, outputs))
             lines = factor[:, : tile.stop - start]
-            lines[..., at_w] = weight[tile]
+            if held != start:  # a single tile keeps its W
+                lines[..., at_w] = weight[tile]
+                held = start
             for few, here in part.chunks(each):
                 w = lines[: len(few.seeds)]
                 perturbed = zeros.expand(w.shape[1], -1)
