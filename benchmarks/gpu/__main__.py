@@ -1,15 +1,17 @@
 """The one command for a bare machine with a GPU: python -m benchmarks.gpu, which is `make gpu`.
 
-1. build: the package into build/gpu (nothing is installed or fetched).
+1. build: the package with its CUDA kernels into build/gpu (nothing is installed or fetched).
 2. machine: hardware, versions, commit, clocks; copy bandwidth and the bfloat16 product as ceilings.
-3. tests: those on the GPU first, then the others; beside them the kernels of the benchmarks are compiled.
+3. tests: those on the GPU first, then the others; beside them the Triton kernels of the benchmarks are
+   compiled, and the CUDA kernels checked by compute-sanitizer and by a hundred repeats of each call.
 4. benchmarks: until the time is up, the most important first; what was left out is named.
 
 After each phase it writes gpu-NAME.json and .md, so that a later one that fails or runs out of time costs
 nothing of what was found; tables are printed last, and the targets at their end. Ends within nine minutes.
 
 Exit status: 0 all is well, or there is no GPU (it says so and writes nothing); 1 a test failed or ran out of
-time, a contender was wrong or crashed, the build failed, or a needed package is missing.
+time, a checker found something, a contender was wrong or crashed, the build failed, or a needed package is
+missing.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from . import machine, tables  # what needs torch or pytest is imported where th
 from .processes import ROOT, SITE, WORK, crashed, run_until, tail
 
 LIMIT = 525.0  # seconds for everything; the phases' shares of it end here
-UNTIL = {"build": 150 / 525, "tests": 300 / 525, "benchmarks": 510 / 525}
+UNTIL = {"build": 200 / 525, "tests": 300 / 525, "benchmarks": 510 / 525}
 COMPILERS = 5  # processes that compile the benchmarks' kernels beside the tests
 MEASURED = WORK / "measured.json"
 PHASES = ("build", "machine", "tests", "benchmarks")
@@ -95,12 +98,15 @@ def look(run: Run) -> None:
 
 
 def test(run: Run, plan: str) -> None:
-    """The suite, and beside it the compilation of what the benchmarks need."""
-    from . import suite
+    """The suite, and beside it the checkers and the compilation of what the benchmarks need."""
+    from . import sanitizer, suite
 
     command = [sys.executable, "-m", "benchmarks.gpu.measure", "--plan", plan, "--compile"]
     parts = [[*command, f"{part}/{COMPILERS}"] for part in range(COMPILERS)]
-    run.facts["tests"] = suite.suite(run.until("tests"), beside=parts)
+    with ThreadPoolExecutor(1) as pool:
+        checks = pool.submit(sanitizer.checks, run.until("tests"))
+        run.facts["tests"] = suite.suite(run.until("tests"), beside=parts)
+        run.facts["checks"] = checks.result()
 
 
 def measure(run: Run, plan: str) -> None:

@@ -49,14 +49,17 @@ def machine(facts: Facts) -> str:
     for group, counts in tests.get("outcomes", {}).items():
         rows.append((f"tests, {group}", ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))))
     rows += [("tests left out", f"{n}: {reason}") for reason, n in tests.get("left_out", {}).items()]
+    rows += [(f"check {name}", ": ".join(outcome)) for name, outcome in facts.get("checks", {}).items()]
     rows += [("FAILED", name) for name in failures(facts)]
     return markdown(("what", "value: median (20 % to 80 % quantile of time)"), rows)
 
 
 def failures(facts: Facts) -> list[str]:
-    """Everything that went wrong: phases, tests, contenders."""
+    """Everything that went wrong: phases, tests, checks, contenders."""
     found = [f"phase {name}: {why}" for name, why in facts.get("trouble", {}).items()]
     found += facts.get("tests", {}).get("failed", [])
+    checks = facts.get("checks", {}).items()
+    found += [f"check {name}: {words}" for name, (outcome, words) in checks if outcome == "failed"]
     for result in facts.get("measured", {}).get("results", []):
         found += [f"{result['name']}: {name}: {why[:200]}" for name, why in result["failed"].items()]
     return found
