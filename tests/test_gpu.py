@@ -46,7 +46,7 @@ def ops(noise: str, backend: str) -> dict[str, Callable[[dict[str, Tensor], Tens
             x, weight, **who, offsets=bounds, precision="storage", **tail
         ),
         "noise_linear_": lambda who, bounds: thickets.noise_linear_(
-            torch.zeros(6, 300, device="cuda"), x, **who, offsets=bounds, **tail
+            x.new_zeros(6, 300, dtype=torch.float32), x, **who, offsets=bounds, **tail
         ),
         "embedding": lambda who, bounds: thickets.perturbed_embedding(
             ids, weight, **who, offsets=bounds, **tail
@@ -92,6 +92,40 @@ def test_no_op_waits_for_the_gpu(op: str, noise: str, backend: str) -> None:
     run(who, bounds)
     torch.cuda.set_sync_debug_mode("error")
     run(who, bounds)
+
+
+@every_family
+@every_op
+def test_ops_run_on_the_current_stream(op: str, noise: str, backend: str) -> None:
+    """Members arrive late on a side stream: what runs on another one sees the zeros before them."""
+    run = ops(noise, backend)[op]
+    who, bounds = members(1, 2, 3), torch.tensor([0, 1, 5, 6], device="cuda")
+    expected = run(who, bounds)
+    late = {name: torch.zeros_like(value) for name, value in who.items()}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)  # cycles
+        for name, value in who.items():
+            late[name].copy_(value)
+        result = run(late, bounds)
+    side.synchronize()
+    assert torch.equal(result, expected)
+
+
+@every_family
+@every_op
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+def test_ops_run_where_their_tensors_are(op: str, noise: str, backend: str) -> None:
+    """On the second device, whether or not it is the current one."""
+    with torch.cuda.device(1):
+        run = ops(noise, backend)[op]
+        who, bounds = members(1, 2, 3), torch.tensor([0, 1, 5, 6], device="cuda")
+        expected = run(who, bounds)
+    result = run(who, bounds)
+    assert result.device == torch.device("cuda", 1)
+    assert torch.equal(result, expected)
+    assert torch.cuda.current_device() == 0
 
 
 @every_family
