@@ -1,4 +1,8 @@
-"""Fixtures of the whole suite: every backend on every device it can use here, and poisoned allocations."""
+"""Fixtures of the whole suite: every backend on every device it can use here, and poisoned allocations.
+
+Without a GPU the Triton kernels run in Triton's interpreter and the CUDA kernels in the tests' emulator
+(emulated.py), both on CPU tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,11 @@ import torch
 if not torch.cuda.is_available():  # before Triton is loaded: without a GPU its kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from thickets.backends import REGISTRY, refusal
+import emulated
+from thickets.backends import REGISTRY, cuda, refusal
+
+if not torch.cuda.is_available() and emulated.why_not() is None:
+    REGISTRY["cuda"] = cuda.backend(emulated.module(), devices=("cpu",))
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
