@@ -100,7 +100,8 @@ THICKETS_DEVICE float inverse(int log) { return as_float(static_cast<uint32_t>(1
 // ---------------------------------------------------------------- products
 // y = base + s (x eps^T) + bias. A slot has a row of x, whose G D3 x serves several row blocks.
 template <bool large>
-__global__ void __launch_bounds__(MOST_THREADS) product_kernel(Launch<ProductArgs> launch) {
+__global__ void __launch_bounds__(large ? MOST_THREADS : FILL * THREADS)
+    product_kernel(Launch<ProductArgs> launch) {
   const ProductArgs& a = launch.of;
   const Members& m = a.members;
   const Slot<large> s = slot_of<large>(launch.log);

@@ -62,32 +62,32 @@ THICKETS_DEVICE void store_chunk(char* p, const float* v) {
   }
 }
 
-// use(the dtype as a constant, chunk, whether the cover has it, its first element) for every chunk, two at a
-// time: what is loaded for more at once would not fit the registers.
-template <bool large, class Use>
+// use(the dtype as a constant, chunk, whether the cover has it, its first element) for every chunk,
+// `together` at a time: what is loaded for them takes registers.
+template <int together, bool large, class Use>
 THICKETS_DEVICE void for_chunks(const Slot<large>& s, Dtype dtype, Cover cover, Use&& use) {
-  const auto pair = [&](auto constant, int first) {
-    THICKETS_UNROLL(2)
-    for (int c = first; c < first + 2; ++c) {
+  const auto some = [&](auto constant, int first) {
+    THICKETS_UNROLL(8)
+    for (int c = first; c < first + together; ++c) {
       const int i = element_of(s, c);
       use(constant, c, i >= cover.begin && i < cover.end, i);
     }
   };
-  THICKETS_UNROLL(4)
-  for (int first = 0; first < CHUNKS; first += 2) {
+  THICKETS_UNROLL(8)
+  for (int first = 0; first < CHUNKS; first += together) {
     if (dtype == Dtype::bfloat16)
-      pair(std::integral_constant<Dtype, Dtype::bfloat16>(), first);
+      some(std::integral_constant<Dtype, Dtype::bfloat16>(), first);
     else if (dtype == Dtype::float16)
-      pair(std::integral_constant<Dtype, Dtype::float16>(), first);
+      some(std::integral_constant<Dtype, Dtype::float16>(), first);
     else
-      pair(std::integral_constant<Dtype, Dtype::float32>(), first);
+      some(std::integral_constant<Dtype, Dtype::float32>(), first);
   }
 }
 
 // use(register, element of the line or 0).
-template <bool large, class Use>
+template <int together, bool large, class Use>
 THICKETS_DEVICE void read_chunks(const Slot<large>& s, const Line& line, Cover cover, Use&& use) {
-  for_chunks(s, line.dtype, cover, [&](auto constant, int c, bool covered, int i) {
+  for_chunks<together>(s, line.dtype, cover, [&](auto constant, int c, bool covered, int i) {
     constexpr Dtype dtype = decltype(constant)::value;
     float v[CHUNK];
     load_chunk<dtype>(covered, line.data + i * size_of(dtype), v);
@@ -99,7 +99,7 @@ THICKETS_DEVICE void read_chunks(const Slot<large>& s, const Line& line, Cover c
 template <bool large>
 THICKETS_DEVICE void write_chunks(const Slot<large>& s, const float (&u)[EACH], const Line& line,
                                   Cover cover) {
-  for_chunks(s, line.dtype, cover, [&](auto constant, int c, bool covered, int i) {
+  for_chunks<2>(s, line.dtype, cover, [&](auto constant, int c, bool covered, int i) {
     constexpr Dtype dtype = decltype(constant)::value;
     if (covered) store_chunk<dtype>(line.data + i * size_of(dtype), u + CHUNK * c);
   });
@@ -110,7 +110,7 @@ template <bool large>
 THICKETS_DEVICE void take(const Slot<large>& s, float (&u)[EACH], const Line& line, Cover cover,
                           bool chunks) {
   if (chunks) {
-    read_chunks(s, line, cover, [&](int r, float value) { u[r] = value; });
+    read_chunks<CHUNKS>(s, line, cover, [&](int r, float value) { u[r] = value; });
     __syncthreads();
     return;
   }
@@ -128,11 +128,11 @@ THICKETS_DEVICE void finish(const Slot<large>& s, float (&u)[EACH], float scale,
                             const Line& bias, const Line& to, Cover cover, bool chunks) {
   if (chunks) {
     if (base.data)
-      read_chunks(s, base, cover, [&](int r, float value) { u[r] = fma(scale, u[r], value); });
+      read_chunks<2>(s, base, cover, [&](int r, float value) { u[r] = fma(scale, u[r], value); });
     else
       THICKETS_UNROLL(64)
     for (int r = 0; r < EACH; ++r) u[r] *= scale;
-    if (bias.data) read_chunks(s, bias, cover, [&](int r, float value) { u[r] += value; });
+    if (bias.data) read_chunks<2>(s, bias, cover, [&](int r, float value) { u[r] += value; });
     write_chunks(s, u, to, cover);
     return;
   }
