@@ -3,7 +3,8 @@
 Reads the kernels out of the built library with the tools in the triton package: what ships is what is read.
 Counts are those of a pass of the main loop, per noise entry of a lane (or weight, or element of a
 transform); cycles are what the busiest unit of a quarter of a multiprocessor needs for an entry of each lane
-of a warp. Both sides of a branch count, such as accesses of 16 bytes and those of single elements.
+of a warp. Both sides of a branch count, such as accesses of 16 bytes and those of single elements; the fast
+path has only those of 16 bytes, to 16-bit arrays.
 
     python benchmarks/static_cuda.py                                # every kernel of thickets._C
     python benchmarks/static_cuda.py "linear normal4" --arch 90     # those whose names contain these words
@@ -13,6 +14,7 @@ of a warp. Both sides of a branch count, such as accesses of 16 bytes and those 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import re
@@ -98,29 +100,52 @@ def of_cubin(cubin: Path) -> Iterator[Kernel]:
             yield Kernel(found[1], function, template, threads[head[1]], part, resources[head[1]])
 
 
-def main_loop(code: sass.Code) -> list[sass.Instruction]:
+def main_loop(code: sass.Code) -> set[int]:
     """The loop, without loops in it, with most tensor-core work, or else most float32 products and noise."""
-    bodies = [[code.instructions[i] for i in sorted(body)] for body in sass.loops(code, inner=False)]
 
-    def work(body: list[sass.Instruction]) -> tuple[int, int]:
-        products = sum(one.opcode.startswith("FFMA") for one in body)
-        return sum(sass.tensor(body).values()), products + sass.draws(body)
+    def work(body: set[int]) -> tuple[int, int]:
+        instructions = [code.instructions[i] for i in body]
+        products = sum(one.opcode.startswith("FFMA") for one in instructions)
+        return sum(sass.tensor(instructions).values()), products + sass.draws(instructions)
 
-    return max((body for body in bodies if any(work(body))), key=work, default=sass.reachable(code))
+    bodies = [body for body in sass.loops(code, inner=False) if any(work(body))]
+    return max(bodies, key=work, default=set(range(len(code.instructions))))
+
+
+def fewest(code: sass.Code, body: set[int], wide: int) -> int | None:
+    """Instructions of the shortest way around a loop with that many loads and as many stores of 16 bytes."""
+    following, head = sass.successors(code), min(body)
+    known, pending = set(), [(1, head, 0, 0)]
+    while pending:
+        count, i, loads, stores = heapq.heappop(pending)
+        base, *suffixes = code.instructions[i].opcode.split(".")
+        if "128" in suffixes:
+            loads = min(loads + (base in ("LD", "LDG")), wide)
+            stores = min(stores + (base in ("ST", "STG")), wide)
+        if (i, loads, stores) in known:
+            continue
+        known.add((i, loads, stores))
+        if head in following[i] and loads == stores == wide:
+            return count
+        for after in body.intersection(following[i]) - {head}:
+            heapq.heappush(pending, (count + 1, after, loads, stores))
+    return None
 
 
 def figures(kernel: Kernel, arch: str) -> dict[str, Any]:
     """One row of the table."""
     case, code = case_of(kernel.file, kernel.function, kernel.template), sass.parsed(kernel.sass)
-    loop, generation = sass.reachable(code) if case.whole else main_loop(code), int(arch.rstrip("a"))
+    body, generation = main_loop(code), int(arch.rstrip("a"))
+    loop = sass.reachable(code) if case.whole else [code.instructions[i] for i in sorted(body)]
     entries = case.entries(Counter(one.opcode.partition(".")[0] for one in loop))
     # Calls by entries' calls: what does not change from pass to pass is hoisted, so 1 reads as 0.7 to 1.
     drawn = sass.draws(loop) / 20 * ENTRIES[case.drawn] / entries if case.drawn else None
 
-    def each(count: int) -> float:
-        return round(count / entries, 2)
+    def each(count: int | None) -> float | None:
+        return None if count is None else round(count / entries, 2)
 
-    registers, shared = kernel.resources["REG"], kernel.resources["SHARED"] + case.dynamic * kernel.threads
+    registers, threads = kernel.resources["REG"], case.threads or kernel.threads
+    shared = kernel.resources["SHARED"] + case.dynamic * threads
     if kernel.resources["SHARED"] and generation >= 90:
         shared -= 1024  # the system's
     return {
@@ -134,11 +159,12 @@ def figures(kernel: Kernel, arch: str) -> dict[str, Any]:
         "tensor": dict(sass.tensor(loop)),
         "instructions": len(loop),
         "per_entry": each(len(loop)),
+        "fast": each(fewest(code, body, int(entries / 8))) if case.streams else None,
         "units": {unit: each(count) for unit, count in sass.units(loop).items()},
         "cycles": each(sass.cycles(loop, generation)),
         "drawn": None if drawn is None else round(drawn, 2),
         "accesses": dict(sass.widths(code)),
-        "warps": sass.occupancy(generation, registers, shared, kernel.threads // 32),
+        "warps": sass.occupancy(generation, registers, shared, threads // 32),
     }
 
 
@@ -151,8 +177,8 @@ def table(path: Path, names: Iterable[str], archs: Iterable[str]) -> list[dict[s
 
 
 HEAD = (
-    "case | sm | registers | stack, spills | shared | tensor cores | instructions per entry | ALU | IMAD"
-    " | special | cycles | drawn | accesses | warps"
+    "case | sm | registers | stack, spills | shared | tensor cores | instructions per entry | fast path"
+    " | ALU | IMAD | special | cycles | drawn | accesses | warps"
 )
 
 
@@ -161,8 +187,8 @@ def line(row: dict[str, Any]) -> str:
     spills = f"{row['stack']} B, {row['spills']}" if row["stack"] or row["spills"] else "none"
     cells = [
         row["case"], row["arch"], row["registers"], spills, row["shared"], sass.in_words(row["tensor"]),
-        row["per_entry"], *row["units"].values(), row["cycles"], row["drawn"], sass.in_words(row["accesses"]),
-        row["warps"],
+        row["per_entry"], row["fast"], *row["units"].values(), row["cycles"], row["drawn"],
+        sass.in_words(row["accesses"]), row["warps"],
     ]  # fmt: skip
     return f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |"
 

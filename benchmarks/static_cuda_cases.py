@@ -17,7 +17,9 @@ class Case(NamedTuple):
     entries: Callable[[Counter[str]], float]
     drawn: str = ""  # the family whose draws in the loop are all that the entries need
     tensor: bool = False  # must use the tensor cores
+    streams: bool = False  # reads and writes memory in the loop, an element an entry
     whole: bool = False  # count the whole kernel: it does its work once
+    threads: int = 0  # of a usual block, where the kernel allows for larger ones
     dynamic: int = 0  # bytes of shared memory that a launch adds for a thread
 
 
@@ -43,8 +45,10 @@ def quad(op: str) -> Callable[[int], Case]:
     """128 columns of a line by four lanes in a pass; normals, of four special functions a pair, fewer."""
 
     def case(family: int) -> Case:
-        name = f"{op} {FAMILIES[family]}"
-        return Case(name, lambda opcodes: opcodes["MUFU"] / 2 if FAMILIES[family] == "normal" else 32)
+        def entries(opcodes: Counter[str]) -> float:
+            return opcodes["MUFU"] / 2 if FAMILIES[family] == "normal" else 32
+
+        return Case(f"{op} {FAMILIES[family]}", entries, streams=op == "rows")
 
     return case
 
@@ -64,13 +68,13 @@ def thin(op: str, lines: int, lines_of_many: int) -> Callable[[int, int], Case]:
     return case
 
 
-def hadamard(op: str, whole: bool) -> Callable[..., Case]:
-    """The 64 elements of a thread through whole transforms, which lie in shared memory between them."""
+def hadamard(op: str, whole: bool, kept: int = 0) -> Callable[..., Case]:
+    """The 64 elements of a thread through transforms that meet in shared memory; `kept` more lie there."""
     element = 4 * (1 + 4 / 32 + 8 / 512) + 1 / 4  # bytes, with padding and the diagonals' signs
 
-    def case(*template: int) -> Case:
-        name = " ".join(map(str, ("hadamard", op, *template)))
-        return Case(name, lambda _: 64, whole=whole, dynamic=int(64 * element))
+    def case(large: int, *held: int) -> Case:
+        name = " ".join(["hadamard", op, "large" if large else "small", *map(str, held)])
+        return Case(name, lambda _: 64, whole=whole, threads=128, dynamic=int(64 * element + 4 * kept))
 
     return case
 
@@ -84,7 +88,7 @@ CASES: dict[tuple[str, str], Callable[..., Case]] = {
     ("lowrank", "expand_kernel"): thin("expand", 4, 16),
     ("lowrank_rows", "rows_kernel"): thin("rows", 4, 16),
     ("lowrank_rows", "accumulate_kernel"): thin("accumulate", 16, 16),
-    ("hadamard", "product_kernel"): hadamard("product", whole=True),
+    ("hadamard", "product_kernel"): hadamard("product", whole=True, kept=64),
     ("hadamard", "rows_kernel"): hadamard("rows", whole=True),
     ("hadamard", "accumulate_kernel"): hadamard("accumulate", whole=False),
 }

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 BUILT, ASSEMBLED = ("80", "90"), ("90a", "100")  # architectures: code in the library; what its PTX becomes
 
 # Instructions of a lane per noise entry (or weight, or element of a transform) in a pass of the main loop, on
-# sm_80 and sm_90, by CUDA 13.0. Both sides of every branch count. A tenth more is allowed.
+# sm_80 and sm_90, by CUDA 13.0. Both sides of every branch count, but for rows only the fast path. A tenth
+# more is allowed.
 NOW = {
     "linear normal exact bfloat16 8 rows": (16.8, 16.8),
     "linear normal4 exact bfloat16 8 rows": (3.52, 3.55),
@@ -35,9 +36,19 @@ NOW = {
     "linear normal4 storage bfloat16 64 rows": (11.7, 11.9),
     "linear_float32 normal4 storage 8 rows": (23.3, 22.6),
     "linear_float32 normal4 storage 32 rows": (49.3, 48.4),
+    "rows normal": (22.4, 22.7),
+    "rows normal4": (10.8, 10.8),
+    "rows rademacher": (6.88, 7.03),
     "accumulate normal": (19.4, 19.2),
     "accumulate normal4": (8.06, 7.88),
     "accumulate rademacher": (3.56, 3.31),
+    "hadamard product small": (82.9, 83.5),
+    "hadamard product large": (89.1, 89.3),
+    "hadamard rows small": (65.8, 66.2),
+    "hadamard accumulate small 64": (44.8, 44.8),
+    "lowrank project 1 ranks": (22.4, 13.1),
+    "lowrank expand 1 ranks": (66.6, 70.5),
+    "lowrank accumulate 4 ranks": (20.6, 20.7),
 }
 
 
@@ -98,7 +109,7 @@ def test_counts_can_be_trusted(table: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("case", NOW)
 def test_instructions_per_entry(table: list[dict[str, Any]], case: str, arch: str) -> None:
     found = next(row for row in table if (row["case"], row["arch"]) == (case, arch))
-    assert found["per_entry"] <= 1.1 * NOW[case][BUILT.index(arch)]
+    assert (found["fast"] or found["per_entry"]) <= 1.1 * NOW[case][BUILT.index(arch)]
 
 
 def test_no_assembler_may_fuse_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
