@@ -24,6 +24,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,13 +79,15 @@ def assembled(ptx: Path, arch: str) -> Path:
 
 def kernels(path: Path, arch: str) -> Iterator[Kernel]:
     """Every kernel of a library or an object file: as it is there for sm_`arch`, else assembled from PTX."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         cubins = [file for file in extracted(path, "elf", Path(folder)) if f".sm_{arch}." in file.name]
-        for cubin in cubins or [assembled(ptx, arch) for ptx in extracted(path, "ptx", Path(folder))]:
-            yield from of_cubin(cubin)
+        if not cubins:
+            cubins = list(pool.map(partial(assembled, arch=arch), extracted(path, "ptx", Path(folder))))
+        for found in pool.map(of_cubin, cubins):
+            yield from found
 
 
-def of_cubin(cubin: Path) -> Iterator[Kernel]:
+def of_cubin(cubin: Path) -> list[Kernel]:
     """Every kernel of a cubin."""
     usage = sass.tool("cuobjdump", "--dump-resource-usage", str(cubin))
     resources = {name: sass.resources(text) for name, text in re.findall(r"Function (\S+):\n(.*)", usage)}
@@ -91,13 +95,15 @@ def of_cubin(cubin: Path) -> Iterator[Kernel]:
     for text in sass.tool("cuobjdump", "-elf", str(cubin)).split("\n.nv.info.")[1:]:
         most = re.search(r"EIATTR_MAX_THREADS\s.*?Value:\s*(0x[0-9a-f]+)", text, re.DOTALL)
         threads[text.split()[0]] = int(most[1], 16) if most else 1024
+    kernels = []
     for part in re.split(r"(?=^\.text\.\S+:$)", sass.tool("nvdisasm", "-c", "-ndf", str(cubin)), flags=re.M):
         head = re.match(r"\.text\.(\S+):", part)
         found = head and MANGLED.search(head[1])
         if head and found:
             function, rest = found[3][: int(found[2])], found[3][int(found[2]) :]
             template = tuple(map(int, LITERAL.findall(rest)))
-            yield Kernel(found[1], function, template, threads[head[1]], part, resources[head[1]])
+            kernels.append(Kernel(found[1], function, template, threads[head[1]], part, resources[head[1]]))
+    return kernels
 
 
 def main_loop(code: sass.Code) -> set[int]:
