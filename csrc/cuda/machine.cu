@@ -32,18 +32,18 @@ size_t most_shared(int device) {
 }
 
 const char* why_not() {
-  int count = 0, major = 0;
+  int driver = 0, count = 0, device = 0, major = 0;
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) return "there is no CUDA driver";
   cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaSuccess && count > 0) {
-    int device = 0;
-    status = cudaGetDevice(&device);
-    if (status == cudaSuccess)
-      status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (status == cudaSuccess)
-      return major < 8 ? "its kernels need compute capability 8.0 (Ampere) or later" : nullptr;
+  if (status == cudaSuccess && count == 0) return "the CUDA driver finds no device";
+  if (status == cudaSuccess) status = cudaGetDevice(&device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // an error here is no error of a later launch
+    return cudaGetErrorString(status);
   }
-  cudaGetLastError();  // an error here is no error of a later launch
-  return status == cudaSuccess ? "the CUDA driver finds no device" : cudaGetErrorString(status);
+  return major < 8 ? "its kernels need compute capability 8.0 (Ampere) or later" : nullptr;
 }
 
 }  // namespace thickets::cuda
