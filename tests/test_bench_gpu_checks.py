@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks/ is no part of the package
 
-from benchmarks.gpu import repeated, sanitizer, tables  # noqa: E402
+from benchmarks.gpu import __main__ as command  # noqa: E402
+from benchmarks.gpu import measure, repeated, sanitizer, suite, tables  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,6 +110,32 @@ def test_commands_name_the_checkers_where_there_are_some() -> None:
 def test_without_the_cuda_backend_nothing_is_checked_and_that_is_said() -> None:
     found = sanitizer.checks(time.monotonic() + 60)
     assert [outcome for outcome, _ in found.values()] == ["left out"]
+
+
+def test_checks_run_beside_the_tests(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def checks(deadline: float) -> dict[str, tuple[str, str]]:
+        begun.set()
+        return {"memcheck": ("passed", "")}
+
+    def tests(deadline: float, beside: list[list[str]]) -> dict[str, Any]:
+        assert begun.wait(10)
+        return {"failed": []}
+
+    monkeypatch.setattr(sanitizer, "checks", checks)
+    monkeypatch.setattr(suite, "suite", tests)
+    run = command.Run(100.0, work)
+    command.test(run, "tiny")
+    assert run.facts["tests"] == {"failed": []}
+    assert run.facts["checks"] == {"memcheck": ("passed", "")}
+
+
+def test_only_triton_compiles_beside_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(measure, "compile_kernels", lambda plan, backends, *rest: asked.append(backends))
+    measure.main(["--plan", "tiny", "--backends", "cuda", "triton", "--compile", "0/1"])
+    assert asked == [["triton"]]
 
 
 def test_the_report_names_checks_and_fails_for_those_that_failed() -> None:
