@@ -101,9 +101,9 @@ def test_commands_name_the_checkers_where_there_are_some() -> None:
     assert set(sanitizer.commands(None)) == {"repeats"}
     found = sanitizer.commands("/opt/compute-sanitizer")
     assert set(found) == {"repeats", "memcheck", "racecheck", "planted"}
-    for name, command in found.items():
-        assert ("/opt/compute-sanitizer" in command) == (name != "repeats")
-        assert command[command.index("-m") + 1] == "benchmarks.gpu.repeated"
+    for name, line in found.items():
+        assert ("/opt/compute-sanitizer" in line) == (name != "repeats")
+        assert line[line.index("-m") + 1] == "benchmarks.gpu.repeated"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
