@@ -79,7 +79,9 @@ def assert_same_noise(
         most, mean = error.max().item(), error.square().mean().sqrt().item()
         assert most <= 1e-3, f"{what} of {backend}: off by {most:.2g}"
         # A mean of few says little: one normal in a thousand may be off by more.
-        assert mean <= 1e-6 or actual.numel() < 4096, f"{what} of {backend}: off by {mean:.2g} root mean square"
+        assert mean <= 1e-6 or actual.numel() < 4096, (
+            f"{what} of {backend}: off by {mean:.2g} root mean square"
+        )
     else:
         assert torch.equal(actual, expected), f"{what} of {backend}: other bits than the contract's"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_sources import FAMILIES, Source, bit_patterns, every_family, every_source, stream
-from oracle import assert_same_noise
+from noise_sources import FAMILIES, SOURCES, Source, bit_patterns, every_family, every_source, stream
+from oracle import assert_same_noise, own_normals
 from torch import Tensor
 
 from thickets import noise as contract
@@ -114,6 +114,15 @@ def test_every_backend_has_the_bits_of_the_definition(source: Source, noise: str
         got = source.noise(seeds, where, rows, cols)
         expected = entries(bit_patterns(seeds), where, rows, cols)
         assert_same_noise(got, expected, source.backend, noise, (rows, cols))
+
+
+@pytest.mark.parametrize("source", [s for s in SOURCES if own_normals(s.backend, "normal")], ids=str)
+def test_a_million_normals_of_the_special_function_unit(source: Source) -> None:
+    """Section 4's bounds, in the emulator under errors as large as PTX allows."""
+    where = stream(NAME, "normal")
+    got, expected = source.noise([SEED], where, 512, 2048), entries(bit_patterns([SEED]), where, 512, 2048)
+    assert not torch.equal(got, expected), "these are the exact form's bits"
+    assert_same_noise(got, expected, source.backend, "normal")
 
 
 @every_source
