@@ -17,6 +17,7 @@ if not torch.cuda.is_available():  # before Triton is loaded: without a GPU its 
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import emulated
+
 from thickets.backends import REGISTRY, cuda, refusal
 
 if not torch.cuda.is_available() and emulated.why_not() is None:

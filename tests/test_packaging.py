@@ -154,12 +154,12 @@ def test_version_says_which_cuda_was_asked_for(cuda, version, tmp_path):
 
 def test_front_ends_learn_of_the_toolkit_in_wheels():
     code = "import setuptools, sys; setuptools.setup = lambda **k: print(*k['setup_requires'])\nimport setup"
-    for argument, cuda, needed in [
+    for argument, asked, needed in [
         ("egg_info", "wheel", "cuda-toolkit[nvcc,cccl]==13.0.*"),
         ("egg_info", "auto", ""),
         ("build_ext", "wheel", ""),
     ]:
-        env = os.environ | {"THICKETS_CUDA": cuda}
+        env = os.environ | {"THICKETS_CUDA": asked}
         command = [sys.executable, "-c", code, argument]
         run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert run.stdout.strip() == needed, run.stderr
