@@ -201,3 +201,26 @@ def test_scratch_memory_is_bounded(
         backend=place.backend,
     )  # fmt: skip
     assert size / 2 < watched.most <= size
+
+
+def test_vendor_products_keep_float32_sums(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch lets partial sums of 16-bit products be rounded: not in ours, and as before behind them."""
+    matmul, seen = torch.backends.cuda.matmul, []
+    names = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("bf16", "fp16")]
+    before = [(getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in names]
+    vendor = torch.bmm
+
+    def bmm(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        seen.append([getattr(matmul, name) for name in names])
+        return vendor(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "bmm", bmm)
+    seeds, sigmas = members(place)
+    x, weight = rows(place, False, torch.bfloat16), randn(place, OUTPUTS, INPUTS, dtype=torch.bfloat16)
+    for precision in ("exact", "storage"):
+        thickets.perturbed_linear(
+            x, weight, seeds=seeds, sigmas=sigmas, name="w", noise="normal4", precision=precision,
+            backend=place.backend,
+        )  # fmt: skip
+    assert seen == [[False, False]] * 2
+    assert before == [(getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in names]

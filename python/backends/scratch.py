@@ -6,6 +6,9 @@ equal groups of rows unless a function says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,21 @@ from ..operands import SIXTEEN_BITS, Members, Noise
 from .kernels import Kernels
 
 SCRATCH = 1 << 25  # entries at a time, unless eight rows of W or one member's activations have more
+
+
+@contextmanager
+def float32_sums() -> Iterator[None]:
+    """Within it the vendor's 16-bit products keep partial sums in float32; torch lets them be rounded."""
+    matmul = torch.backends.cuda.matmul
+    names = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("bf16", "fp16")]
+    before = {name: (getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in names}
+    for name, (_, split_k) in before.items():
+        setattr(matmul, name, (False, split_k))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(matmul, name, value)
 
 
 def product32(x: Tensor, w: Tensor) -> Tensor:
@@ -64,7 +82,8 @@ def exact_product(
                 kernels.perturbed_rows(w[..., at_eps], perturbed, few, noise.below(start))
                 if (added := _of(own_bias, here, tile)) is not None:
                     w[..., at_bias] = _in_three(added)
-                torch.bmm(twice[here], w.mT, out=of_span[here, :, tile])
+                with float32_sums():
+                    torch.bmm(twice[here], w.mT, out=of_span[here, :, tile])
 
 
 def sum_of_products(
@@ -140,10 +159,11 @@ def grouped(
     count, outputs, inputs = weights.shape
     out = y.view(count, members.rows, outputs)
     group = x.view(-1, members.rows, inputs).expand(count, -1, -1)
-    if bias is None:
-        torch.bmm(group, weights.mT, out=out)
-    else:
-        torch.baddbmm(bias.expand(count, -1)[:, None], group, weights.mT, out=out)
+    with float32_sums():
+        if bias is None:
+            torch.bmm(group, weights.mT, out=out)
+        else:
+            torch.baddbmm(bias.expand(count, -1)[:, None], group, weights.mT, out=out)
 
 
 def _whole(columns: int) -> int:
