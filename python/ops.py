@@ -8,7 +8,7 @@ would fail opcheck).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -39,13 +39,24 @@ def _refuse_grad(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, *ar
         return op.redispatch(keyset & BELOW_AUTOGRAD, *args)
 
 
+def _as_written(eager: Callable) -> Callable:
+    """The implementation outside of any autocast, which would run its float32 products in 16 bits."""
+
+    @wraps(eager)
+    def run(*args: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return eager(*args)
+
+    return run
+
+
 def _op(schema: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
     """Register an op by schema and fake; decorates the eager implementation and puts the op in its place."""
 
     def register(eager: Callable) -> torch._ops.OpOverload:
         name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         op = getattr(torch.ops.thickets, name).default
-        LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
+        LIBRARY.impl(name, _as_written(eager), "CompositeExplicitAutograd")
         LIBRARY.impl(name, partial(_refuse_grad, op), "Autograd", with_keyset=True)
         torch.library.register_fake(f"thickets::{name}", fake, lib=LIBRARY)
         return op

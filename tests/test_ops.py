@@ -380,3 +380,15 @@ def test_stored_weights_give_the_same_product(
             x, weight, bias, *members(place, 3).values(), offsets, *streams, precision, place.backend
         )
         oracle.assert_close(stored, expected, f"grouped_linear, {place}, {noise}, {precision}")
+
+
+@every_family
+@pytest.mark.parametrize("rows", [2, 500])  # few, and past every threshold of a backend
+def test_autocast_changes_nothing(place: Place, rows: int, noise: str) -> None:
+    x, weight = randn(place, 2, rows, 60), randn(place, 9, 60)
+    tail = {**members(place, 2), "name": "w", "noise": noise, "backend": place.backend}
+    for dtype in (torch.float32, torch.bfloat16):
+        operands = x.to(dtype), weight.to(dtype)
+        expected = thickets.perturbed_linear(*operands, **tail)
+        with torch.autocast(place.device, torch.bfloat16):
+            assert torch.equal(thickets.perturbed_linear(*operands, **tail), expected)
