@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
+from threading import Event, Thread
 
 import oracle
 import pytest
@@ -224,3 +225,22 @@ def test_vendor_products_keep_float32_sums(place: Place, monkeypatch: pytest.Mon
         )  # fmt: skip
     assert seen == [[False, False]] * 2
     assert before == [(getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in names]
+
+
+def test_threads_leave_the_flags_as_they_were() -> None:
+    matmul, entered = torch.backends.cuda.matmul, Event()
+    before = matmul.allow_bf16_reduced_precision_reduction
+
+    def enter() -> None:
+        with scratch.float32_sums():
+            entered.set()
+            left.wait(10)
+
+    left, other = Event(), Thread(target=enter)
+    with scratch.float32_sums():
+        other.start()
+        entered.wait(0.2)  # in vain: it waits for its turn
+    left.set()
+    other.join()
+    assert entered.is_set()
+    assert matmul.allow_bf16_reduced_precision_reduction == before

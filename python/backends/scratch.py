@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..operands import SIXTEEN_BITS, Members, Noise
 from .kernels import Kernels
 
 SCRATCH = 1 << 25  # entries at a time, unless eight rows of W or one member's activations have more
+FLAGS = RLock()  # torch's are those of all threads
 
 
 @contextmanager
@@ -23,14 +25,15 @@ def float32_sums() -> Iterator[None]:
     """Within it the vendor's 16-bit products keep partial sums in float32; torch lets them be rounded."""
     matmul = torch.backends.cuda.matmul
     names = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("bf16", "fp16")]
-    before = {name: (getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in names}
-    for name, (_, split_k) in before.items():
-        setattr(matmul, name, (False, split_k))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(matmul, name, value)
+    with FLAGS:
+        before = {name: (getattr(matmul, name), getattr(matmul, f"{name}_split_k")) for name in names}
+        for name, (_, split_k) in before.items():
+            setattr(matmul, name, (False, split_k))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(matmul, name, value)
 
 
 def product32(x: Tensor, w: Tensor) -> Tensor:
