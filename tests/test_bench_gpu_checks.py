@@ -75,6 +75,8 @@ FOUND = "========= Invalid __global__ read\n========= ERROR SUMMARY: 2 errors\n"
         ("memcheck", 0, "========= ERROR SUMMARY: 0 errors\n", ("failed", "ERROR SUMMARY: 0 errors")),
         ("racecheck", -11, "Segmentation fault\n", ("failed", "Segmentation fault")),
         ("planted", sanitizer.FOUND, FOUND, ("passed", "it was noticed")),
+        ("planted", 1, f"torch.AcceleratorError: CUDA error\n{FOUND}", ("passed", "it was noticed")),
+        ("planted", 1, "no such option\n", ("failed", "not noticed: no such option")),
         (
             "planted",
             0,
@@ -82,6 +84,7 @@ FOUND = "========= Invalid __global__ read\n========= ERROR SUMMARY: 2 errors\n"
             ("failed", "not noticed: ERROR SUMMARY: 0 errors"),
         ),
         ("repeats", None, "", ("left out", "stopped, out of time")),
+        ("racecheck", 1, "Error: Device not supported\n", ("left out", "the checker does not support")),
     ],
 )
 def test_verdicts(work: Path, name: str, status: int | None, text: str, expected: tuple[str, str]) -> None:

@@ -73,7 +73,10 @@ def verdict(name: str, status: int | None, log: Path) -> Outcome:
     words = re.sub(r"=+ ", "", words) or tail(log, 300)
     if status is None:
         return "left out", f"stopped, out of time: {tail(log, 200)}"
-    if name == "planted":
-        return ("passed", "it was noticed") if status == FOUND else ("failed", f"not noticed: {words}")
+    if "Device not supported" in tail(log, 10_000):  # as in some virtual machines
+        return "left out", "the checker does not support this device"
+    if name == "planted":  # the access ends the GPU context, so the program fails by a status of its own
+        noticed = status == FOUND or re.search(r"ERROR SUMMARY: [1-9]", words)
+        return ("passed", "it was noticed") if noticed else ("failed", f"not noticed: {words}")
     # Its last line says that the calls were made at all.
     return ("passed" if status == 0 and "the same bits" in words else "failed"), f"{words} (status {status})"
