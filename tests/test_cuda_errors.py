@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import emulated
@@ -96,6 +97,8 @@ def test_the_calls_above_are_valid_without_the_change(native: Any, call: str) ->
 
 
 def test_nothing_to_do_needs_no_memory(native: Any) -> None:
-    empty = members(seeds=0, sigmas=0, count=0, rows=0, total=0)
-    for call in PRODUCTS:
-        getattr(native, call)(*(CALLS[call] | empty | {"x": NONE, "to": (NONE, NONE, False, NONE)}).values())
+    eights = {"noise": (*NORMAL[:5], 8), "in": 8, "weight": NONE}  # as the tensor cores take them
+    calls = [*((call, CALLS[call]) for call in PRODUCTS), ("linear", LINEAR | eights)]
+    for offsets, (call, arguments) in itertools.product((0, AT), calls):
+        empty = members(seeds=0, sigmas=0, offsets=offsets, count=0, rows=0, total=0)
+        getattr(native, call)(*(arguments | empty | {"x": NONE, "to": (NONE, NONE, False, NONE)}).values())

@@ -174,6 +174,7 @@ bool aligned(const Matrix& m) { return reinterpret_cast<uintptr_t>(m.data) % 16 
 }  // namespace
 
 void linear(const LinearArgs& a) {
+  if (a.members.count == 0) return;
   const bool eights = a.in % 8 == 0 && a.noise.col % 8 == 0 && a.weight_member % 8 == 0 && a.in < 1 << 30;
   if (!eights || !aligned(a.x) || !aligned(a.weight)) return linear_float32(a);
   a.x.dtype == Dtype::bfloat16 ? for_family<Dtype::bfloat16>(a) : for_family<Dtype::float16>(a);
