@@ -7,6 +7,7 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #define THICKETS_DEVICE static __device__ __forceinline__
@@ -146,10 +147,15 @@ void launch(const Place& place, void (*kernel)(Args), dim3 grid, int threads, si
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
   check(cudaSetDevice(place.device), "choosing the device");
-  if (shared > 48 * 1024)
+  // The limit is the kernel's, not the launch's: no other thread may lower it in between.
+  static std::mutex one;
+  std::unique_lock<std::mutex> alone(one, std::defer_lock);
+  if (shared > 48 * 1024) {
+    alone.lock();
     check(
         cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "asking for shared memory");
+  }
   void* values[] = {&args};
   check(cudaLaunchKernel(function, grid, dim3(threads), values, shared,
                          static_cast<cudaStream_t>(place.stream)),
