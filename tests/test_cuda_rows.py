@@ -134,3 +134,15 @@ def test_accumulate_at_any_address(
     expected = oracle.oracle_accumulate(weight, members(count).seeds, members(count).sigmas, stream)
     kernels.accumulate(weight, members(count), place)
     assert_filled(whole, weight, expected, noise)
+
+
+@pytest.mark.parametrize("noise", ["normal4", "lowrank-2", "hadamard"])
+def test_ids_outside_of_the_weight_become_the_nearest(noise: str, kernels: Kernels) -> None:
+    """They are not known on the host; no memory around the weight is read."""
+    weight, ids = randn(50, 140), torch.tensor([3, -1, 50, -(2**60), 2**60, 49])
+    _, place = noise_at(noise, (0, 0), 140)
+    out, expected = torch.empty(2, 6, 140).flatten(0, 1), torch.empty(2, 6, 140).flatten(0, 1)
+    groups = members(2, rows=6, total=12)
+    kernels.perturbed_rows(out, weight, groups, place, ids)
+    kernels.perturbed_rows(expected, weight, groups, place, ids.clamp(0, 49))
+    assert torch.equal(out, expected)

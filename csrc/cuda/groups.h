@@ -38,6 +38,13 @@ THICKETS_DEVICE Group group_of_tile(const Members& m, int64_t tile, int size) {
   return {low, first, first + size < end ? first + size : end};
 }
 
+// The row that a line looks up; one outside of W becomes the nearest, so that bad ids stay memory-safe.
+THICKETS_DEVICE int64_t looked_up(const RowsArgs& a, int64_t index) {
+  const int64_t id = a.ids[index];
+  if (!a.weight.data) return id;
+  return id < 0 ? 0 : id < a.rows ? id : a.rows - 1;
+}
+
 // The number of tiles of `size` rows that a launch needs.
 inline int64_t tiles(const Members& m, int size) {
   return m.offsets ? m.total / size + m.count : m.count * ((m.rows + size - 1) / size);

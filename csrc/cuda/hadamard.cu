@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(MOST_THREADS) rows_kernel(Launch<RowsArgs> lau
     line = min(first + index, m.total - 1);
     member = member_of_row(m, line);
     first_member = member_of_row(m, first);
-    row = a.ids[a.ids_shared ? line - member * m.rows : line];
-    first_row = a.ids[a.ids_shared ? first - first_member * m.rows : first];
+    row = looked_up(a, a.ids_shared ? line - member * m.rows : line);
+    first_row = looked_up(a, a.ids_shared ? first - first_member * m.rows : first);
   } else {  // members that share rows of W follow each other
     const uint32_t count = static_cast<uint32_t>(m.count);
     member = first_member = blockIdx.x % count;

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(RowsKernel k) {
   const int64_t skipped = a.ids_shared ? group.member * a.members.rows : 0;
   const int64_t out = a.ids ? 0 : group.member * a.out_member;
   const float s = a.weight.data ? a.members.sigmas[group.member] * a.members.scale : 0.0f;
-  const auto row_of = [&](int64_t line) { return a.ids ? a.ids[line - skipped] : line; };
+  const auto row_of = [&](int64_t line) { return a.ids ? looked_up(a, line - skipped) : line; };
 
   const Key<uint32_t> key = key_of(a.members, group.member);
   const auto left = [&](int i, int block) {

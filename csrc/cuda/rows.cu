@@ -30,7 +30,7 @@ struct Line {
 THICKETS_DEVICE Line line_at(const RowsArgs& a, int64_t index) {
   if (a.ids) {
     const int64_t member = member_of_row(a.members, index);
-    return {member, a.ids[a.ids_shared ? index - member * a.members.rows : index], index * a.out.ld};
+    return {member, looked_up(a, a.ids_shared ? index - member * a.members.rows : index), index * a.out.ld};
   }
   const uint64_t count = static_cast<uint64_t>(a.members.count), l = static_cast<uint64_t>(index);
   const int64_t row = static_cast<int64_t>(l / count), member = static_cast<int64_t>(l % count);
