@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from . import norms
 from .members import FoldError, Members
 from .parameters import NamedParameter
 
@@ -90,11 +91,13 @@ LAYERS: dict[type[nn.Module], Layer] = {
 def known_layer(module: nn.Module, slots: Slots) -> Layer | str:
     """The function that runs this module for N members, or why there is none, in words.
 
-    Known is a module whose forward is the stock one and whose parameters are the stock ones.
+    Known is a module whose forward is the stock one and whose parameters are the stock ones, and an RMS norm
+    that a library wrote itself (norms.py).
     """
     stock = next((kind for kind in LAYERS if isinstance(module, kind)), None)
     if stock is None:
-        return "it uses its parameters itself"
+        norm = None if "forward" in vars(module) else norms.recognised(module, slots)
+        return norm or "it uses its parameters itself"
     methods = ["forward", "__call__", "_call_impl"] + ["_conv_forward"] * issubclass(stock, _ConvNd)
     if "forward" in vars(module) or any(getattr(type(module), m) is not getattr(stock, m) for m in methods):
         return f"its forward is not that of {stock.__name__}"
