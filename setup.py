@@ -35,7 +35,7 @@ FLAGS += ["-ffp-contract=off", "-fno-math-errno"]  # same bits everywhere: no fu
 ARCHITECTURES = ["sm_80", "sm_90", "compute_80"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false"]
 NVCC_FLAGS += [f"-gencode=arch=compute_80,code=[{','.join(ARCHITECTURES)}]"]
-NVCC_FLAGS += ["-Xfatbin=-compress-all"]  # a third of the size
+NVCC_FLAGS += ["-Xfatbin=-compress-all"]  # half the size of the library
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra"]
 OLDEST = (12, 0)  # toolkit that serves
 WHEELS = "13.0"  # the toolkit that THICKETS_CUDA=wheel fetches
