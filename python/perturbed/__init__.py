@@ -1,10 +1,11 @@
 """Any torch.nn.Module as one that evaluates N perturbed members in one forward.
 
-module.py holds `perturb` and folds batches; twin.py copies the module tree and puts guards.py in place of
-its parameters; layers.py runs the known layers for all members at once (members.py), fallback.py the others
-one by one.
+module.py holds `perturb`; calls.py folds batches and checks the first calls; twin.py copies the module tree
+and puts guards.py in place of its parameters; layers.py runs the known layers for all members at once
+(members.py), fallback.py the others one by one.
 """
 
-from .module import PerturbedModule, SlowPathWarning, perturb
+from .calls import SlowPathWarning
+from .module import PerturbedModule, perturb
 
 __all__ = ["PerturbedModule", "SlowPathWarning", "perturb"]

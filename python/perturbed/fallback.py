@@ -64,14 +64,16 @@ class Slow:
             return module.use_nested_tensor and arguments.get("src_key_padding_mask") is not None
         return self.always
 
-    def each(self, module: nn.Module, calls: Iterable[tuple[Sequence[Any], dict[str, Any]]]) -> Iterator[Any]:
-        """The module's outputs, one ordinary call per member, each from the module's present buffers.
+    def each(
+        self, module: nn.Module, calls: Iterable[tuple[int, Sequence[Any], dict[str, Any]]]
+    ) -> Iterator[Any]:
+        """The module's outputs of (member, args, kwargs), each from the module's present buffers.
 
         16-bit modules run in float32 where their `exact` weights are float32.
         """
         parameters = module.named_parameters() if self.half else ()
         fixed = [(name, tensor) for name, tensor in parameters if name not in self.perturbed]
-        for index, (args, kwargs) in enumerate(calls):
+        for index, args, kwargs in calls:
             weights = self.members.weights_of(index, self.perturbed.values())
             state = dict(zip(self.perturbed, weights, strict=True))
             state.update((name, self._widened(tensor)) for name, tensor in fixed)
@@ -87,26 +89,30 @@ class Slow:
     def folded(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The output for folded arguments; FoldError if they cannot be split or the outputs joined."""
         arguments = self.names.bind(args, kwargs)
-        count, batch, split = self.members.count, self.members.batch, False
-        pieces: list[dict[str, Any]] = []
-        for index in range(count):
+        counts, split = self.members.row_counts(), False
+        given = [index for index, rows in enumerate(counts) if rows] or [0]
+        calls: list[tuple[int, Sequence[Any], dict[str, Any]]] = []
+        for index in given:
 
             def piece(path: str, tensor: Tensor, index: int = index) -> Tensor:
                 nonlocal split
                 dim = self._batch_dim(module, path, tensor)
                 split = split or dim is not None
-                return tensor if dim is None else tensor.tensor_split(count, dim)[index]
+                return tensor if dim is None else self.members.split(tensor, dim)[index]
 
-            pieces.append({name: map_tensors(piece, value, name) for name, value in arguments.items()})
+            own = {name: map_tensors(piece, value, name) for name, value in arguments.items()}
+            calls.append((index, list(own.values())[: len(args)], dict(list(own.items())[len(args) :])))
         if not split:
             raise FoldError("it is given no tensor of the batch")
-        calls = [(list(p.values())[: len(args)], dict(list(p.items())[len(args) :])) for p in pieces]
 
         def join(path: str, tensors: Sequence[Tensor]) -> Tensor:
             hidden = isinstance(module, nn.RNNBase) and path.startswith("output[1]") and tensors[0].dim() == 3
-            if tensors[0].dim() <= hidden or tensors[0].shape[hidden] != batch:
-                got = tuple(tensors[0].shape)
-                raise FoldError(f"its {path} {got} does not have the leading size {batch} of the batch")
+            for index, tensor in zip(given, tensors, strict=True):
+                if tensor.dim() <= hidden or tensor.shape[hidden] != counts[index]:
+                    raise FoldError(
+                        f"its {path} {tuple(tensor.shape)} does not have the leading size {counts[index]} "
+                        "of the batch"
+                    )
             return torch.cat(list(tensors), dim=int(hidden))
 
         return joined(list(self.each(module, calls)), join)
@@ -114,8 +120,10 @@ class Slow:
     def stacked(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The output for arguments that all members share: every tensor [N, ...]."""
         self.applies(module, args, kwargs)
-        count = self.members.count
-        fresh = (map_tensors(lambda _, tensor: tensor.clone(), (args, kwargs), "") for _ in range(count))
+        fresh = (
+            (index, *map_tensors(lambda _, tensor: tensor.clone(), (args, kwargs), ""))
+            for index in range(self.members.count)
+        )
         return joined(list(self.each(module, fresh)), lambda _, tensors: torch.stack(list(tensors)))
 
     def _batch_dim(self, module: nn.Module, path: str, tensor: Tensor) -> int | None:

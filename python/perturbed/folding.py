@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -105,15 +106,26 @@ def unfolded(value: Any, count: int, batch: int) -> Any:
     return map_tensors(unfold, value, "output")
 
 
-def mixing(alone: Any, together: Any, count: int, compare: bool) -> str | None:
-    """How a member's outputs alone differ from those among others: in shape or, if `compare`, in value."""
+def row_counts(rows: Sequence[int], count: int) -> list[int]:
+    """`rows` as N row counts; TypeError if one is no integer, ValueError if it is negative or N differs."""
+    counts = [operator.index(each) for each in rows]
+    if len(counts) != count or min(counts, default=0) < 0:
+        raise ValueError(f"rows must be N={count} counts >= 0, got {counts}")
+    return counts
+
+
+def mixing(alone: Any, together: Any, start: int, count: int, compare: bool) -> str | None:
+    """How a member's outputs alone differ from those among others, from row `start` on.
+
+    They do so in shape or, if `compare`, in value.
+    """
     for (path, one), (_, many) in zip(leaves(alone, "output"), leaves(together, "output"), strict=True):
         if isinstance(one, Tensor) and one.dim():
-            first = many[: one.shape[0]]
-            if one.shape != first.shape:
+            own = many if one.shape[0] == many.shape[0] else many[start : start + one.shape[0]]
+            if one.shape != own.shape:
                 return f"the shape of its {path} depends on the number of members, it mixes its batch's rows"
             if compare and one.dtype == torch.float32 and one.numel():
-                difference, size = float((one - first).abs().max()), float(one.abs().max())
+                difference, size = float((one - own).abs().max()), float(one.abs().max())
                 if MIXING * size < difference < float("inf"):
                     return (
                         f"its {path} differs by {difference:.2g} among {count} members: it seems to mix the "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +22,25 @@ class FoldError(RuntimeError):
 class Members:
     """N members and what runs them; one object per perturbed model, read by all its layers.
 
-    Folded activations are [R, ...] with R = N * B rows, or [1, ...] where all rows are equal so far.
-    `alone` is set while one member runs through ordinary forwards with its weights in place.
+    Folded activations are [R, ...], those of member 0 first, or [1, ...] where all rows are equal so far.
+    Members have B rows each, R = N * B, or `counts` where they have different ones: then products take row
+    offsets, and vectors are gathered by the row's owner. `alone` is set while one member runs through
+    ordinary forwards with its weights in place.
     """
+
+    counts: tuple[int, ...] | None  # of rows, None where all members have as many
 
     def __init__(self, noise: str, precision: str, backend: str) -> None:
         self.noise = noise
         self.precision = precision
         self.backend = backend
-        self.rows = 0
         self.alone = False
         self.clear()
 
     def clear(self) -> None:
         """Run as none."""
         self.set(torch.empty(0, dtype=torch.int64), torch.empty(0), {})
+        self.regroup([])
 
     def set(self, seeds: Tensor, sigmas: Tensor, stored: dict[str, Tensor]) -> None:
         """Run as these members from now on.
@@ -45,56 +50,82 @@ class Members:
         """
         self.seeds, self.sigmas, self.stored, self.count = seeds, sigmas, stored, seeds.shape[0]
 
+    def regroup(self, counts: Sequence[int]) -> None:
+        """Give member n counts[n] >= 0 rows from now on, [R, ...] in all; equal counts cost nothing."""
+        self.rows, self.counts = sum(counts), None
+        if len(set(counts)) > 1:
+            self.counts = tuple(counts)
+            device, ends = self.seeds.device, list(accumulate(counts, initial=0))
+            owners = [n for n, rows in enumerate(counts) for _ in range(rows)]
+            self._offsets = torch.tensor(ends, dtype=torch.int64, device=device)  # [N + 1]
+            self._owners = torch.tensor(owners, dtype=torch.int64, device=device)  # [R]
+
     @contextmanager
-    def first(self) -> Iterator[None]:
-        """Run as the first of the members alone."""
-        seeds, sigmas, stored = before = self.seeds, self.sigmas, self.stored
-        self.set(seeds[:1], sigmas[:1], {name: weights[:1] for name, weights in stored.items()})
+    def only(self, index: int) -> Iterator[None]:
+        """Run as one of the members alone."""
+        before, one = vars(self).copy(), slice(index, index + 1)
+        rows = self.row_counts()[one]
+        stored = {name: weights[one] for name, weights in self.stored.items()}
+        self.set(self.seeds[one], self.sigmas[one], stored)
+        self.regroup(rows)
         try:
             yield
         finally:
-            self.set(*before)
+            vars(self).update(before)
 
     @property
     def batch(self) -> int:
-        """B, the rows of one member."""
+        """B, the rows of one member, where all have as many."""
         return self.rows // self.count
+
+    def row_counts(self) -> list[int]:
+        """How many rows each member has."""
+        return [self.batch] * self.count if self.counts is None else list(self.counts)
+
+    def owners(self) -> Tensor:
+        """Whose each row is: int64 [R]."""
+        if self.counts is not None:
+            return self._owners
+        return torch.arange(self.count, device=self.seeds.device).repeat_interleave(self.batch)
 
     def linear(self, x: Tensor, weight: NamedParameter, bias: NamedParameter | None) -> Tensor:
         """x [R, ..., K] or [1, ..., K] times the members' matrices [O, K], plus their biases: [R, ..., O]."""
-        return self._ungroup(self._linear(self._group(x, 1), weight, bias), x.shape[:-1])
-
-    def _linear(self, x: Tensor, weight: NamedParameter, bias: NamedParameter | None) -> Tensor:
-        matrix = weight.shaped(weight.tensor)
         if bias is not None and not weight.perturbed:  # then the bias is, or the layer would be the base's
-            return (F.linear(x, matrix) + self.vector(bias)[:, None]).to(x.dtype)
+            y = F.linear(x, weight.shaped(weight.tensor))
+            return self.scale_and_shift(y.float(), None, bias, -1).to(x.dtype)
+        return self._ungroup(self._linear(*self._group(x, 1), weight, bias), x.shape[:-1])
+
+    def _linear(
+        self, x: Tensor, offsets: Tensor | None, weight: NamedParameter, bias: NamedParameter | None
+    ) -> Tensor:
         if self.stored:
             matrices = self.stored[weight.name].flatten(2)
             biases = None
             if bias is not None:
                 biases = self.vector(bias).to(matrices.dtype).expand(self.count, -1)
-            return grouped_linear(x, matrices, biases, backend=self.backend)
+            return grouped_linear(x, matrices, biases, offsets=offsets, backend=self.backend)
         return perturbed_linear(
             x,
-            matrix,
+            weight.shaped(weight.tensor),
             None if bias is None else bias.tensor,
             seeds=self.seeds,
             sigmas=self.sigmas,
             name=weight.name,
             bias_name=bias.name if bias is not None and bias.perturbed else None,
             noise=self.noise,
+            offsets=offsets,
             precision=self.precision,
             backend=self.backend,
         )
 
     def embedding(self, ids: Tensor, weight: NamedParameter) -> Tensor:
         """Rows ids [R, ...] or [1, ...] of the members' tables [V, D]: [R, ..., D]."""
-        groups = self._group(ids, 0)
+        groups, offsets = self._group(ids, 0)
         if self.stored:
             tables = self.stored[weight.name]
-            each = groups if groups.dim() == 2 else [groups] * self.count
-            rows = torch.stack([F.embedding(ids, table) for ids, table in zip(each, tables, strict=True)])
-            rows = rows.to(weight.tensor.dtype)
+            each = self.split(ids) if ids.shape[0] == self.rows else [ids] * self.count
+            found = [F.embedding(ids, table) for ids, table in zip(each, tables, strict=True)]
+            rows = torch.cat(found).to(weight.tensor.dtype)
         else:
             rows = perturbed_embedding(
                 groups,
@@ -103,6 +134,7 @@ class Members:
                 sigmas=self.sigmas,
                 name=weight.name,
                 noise=self.noise,
+                offsets=offsets,
                 precision=self.precision,
                 backend=self.backend,
             )
@@ -130,10 +162,17 @@ class Members:
         """x [R, ...] times the members' vectors along dimension `dim`, plus their biases."""
         self.check_rows(x, 1)
         shared = x.shape[0] != self.rows
-        grouped = x[None] if shared else x.reshape(self.count, self.batch, *x.shape[1:])
+        if shared:
+            grouped = x[None]  # [1, 1, ...]
+        elif self.counts is None:
+            grouped = x.reshape(self.count, self.batch, *x.shape[1:])
+        else:
+            grouped = x[:, None]  # each row a group of its own
 
         def broadcast(vector: NamedParameter) -> Tensor:
             values = self.vector(vector).to(x.dtype)
+            if vector.perturbed and self.counts is not None and not shared:
+                values = values[self._owners]
             shape = [1] * grouped.dim()
             shape[0], shape[dim + 1 if dim > 0 else dim] = values.shape
             return values.view(shape)
@@ -143,34 +182,51 @@ class Members:
         else:
             scale = broadcast(weight)
             y = grouped * scale if bias is None else torch.addcmul(broadcast(bias), grouped, scale)
-        return y.expand(self.count, self.batch, *y.shape[2:]).flatten(0, 1)
+        return self._spread(y) if shared else y.reshape(x.shape)
 
     def check_rows(self, x: Tensor, features: int) -> None:
         """FoldError unless x is [R, ...] or [1, ..., features]."""
         if x.dim() <= features:
             raise FoldError(f"its input {tuple(x.shape)} has no batch dimension")
+        if not self.count:
+            raise RuntimeError("the members must be given: use it inside of members()")
         shared = x.shape[0] == 1 and x.dim() > 1  # [1] may be a single position
         if x.shape[0] != self.rows and not shared:
-            got, expected = tuple(x.shape), f"N * B = {self.count} * {self.batch}"
+            expected = f"N * B = {self.count} * {self.batch}" if self.counts is None else f"{self.rows} rows"
             raise FoldError(
-                f"its input {got} does not have the leading size {expected} of the batch "
+                f"its input {tuple(x.shape)} does not have the leading size {expected} of the batch "
                 "(positions, for one, need a leading dimension of 1)"
             )
 
-    def _group(self, x: Tensor, features: int) -> Tensor:
-        """[R, ..., f] -> [N, M, f]; [1, ..., f], shared by all members, -> [M, f]."""
+    def _group(self, x: Tensor, features: int) -> tuple[Tensor, Tensor | None]:
+        """[R, ..., f] -> [N, M, f], or [T, f] with offsets; [1, ..., f], shared by all members, -> [M, f]."""
         self.check_rows(x, features)
-        inner = x.shape[x.dim() - features :]
-        if x.shape[0] != self.rows:
-            return x.reshape(math.prod(x.shape[: x.dim() - features]), *inner)
-        return x.reshape(self.count, math.prod(x.shape[: x.dim() - features]) // self.count, *inner)
+        lead, inner = x.shape[: x.dim() - features], x.shape[x.dim() - features :]
+        if lead[0] != self.rows:
+            return x.reshape(math.prod(lead), *inner), None
+        if self.counts is None:
+            return x.reshape(self.count, math.prod(lead) // self.count, *inner), None
+        each = math.prod(lead[1:])  # positions in a row
+        return x.reshape(self.rows * each, *inner), self._offsets if each == 1 else self._offsets * each
 
     def _ungroup(self, y: Tensor, lead: torch.Size) -> Tensor:
-        """[N, M, f] -> [R, ..., f], `lead` being the input's leading shape, [R, ...] or [1, ...]."""
+        """What an op made of `_group`'s -> [R, ..., f], `lead` being the input's, [R, ...] or [1, ...]."""
         if lead[0] == self.rows:
             return y.reshape(*lead, y.shape[-1])
-        each = y.reshape(self.count, 1, *lead[1:], y.shape[-1])
-        return each.expand(-1, self.batch, *each.shape[2:]).flatten(0, 1)
+        return self._spread(y.reshape(self.count, 1, *lead[1:], y.shape[-1]))
+
+    def _spread(self, y: Tensor) -> Tensor:
+        """One row for each member, [N, 1, ...], or for all, [1, 1, ...] -> [R, ...]."""
+        if self.counts is None:
+            return y.expand(self.count, self.batch, *y.shape[2:]).flatten(0, 1)
+        return y.expand(self.count, *y.shape[1:])[self._owners, 0]
+
+    def split(self, x: Tensor, dim: int = 0) -> Sequence[Tensor]:
+        """The members' parts of a tensor with R rows, or with a multiple of them, along a dimension."""
+        if self.counts is None:
+            return x.tensor_split(self.count, dim)
+        each = x.shape[dim] // self.rows if self.rows else 0
+        return x.split([rows * each for rows in self.counts], dim)
 
     def weights_of(self, index: int, parameters: Iterable[NamedParameter]) -> list[Tensor]:
         """W' of one member: views of the stored ones, or fresh tensors."""

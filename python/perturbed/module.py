@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +13,11 @@ from torch import Tensor, nn
 from ..backends import choose
 from ..functional import Seeds, Sigmas, members_tensors
 from ..noise import Family, family
-from .fallback import ArgumentNames
-from .folding import PLAIN, first_tensor, folded, leaves, map_tensors, mixing, unfolded
-from .guards import BaseReads, ReadError
-from .members import FoldError, Members
+from .calls import Calls, warn_slow
+from .folding import row_counts
+from .members import Members
 from .parameters import Filters, collect, filter_texts, fingerprint
 from .twin import Twin
-
-
-class SlowPathWarning(UserWarning):
-    """Some modules of a perturbed model run member by member."""
 
 
 def perturb(
@@ -100,20 +94,24 @@ class PerturbedModule(nn.Module):
         self.__dict__["base"] = (
             model  # not registered: nothing done to this module shall reach its parameters
         )
-        self._names = ArgumentNames(self._twin.module)
+        perturbed = {key: p for key, p in self._parameters_by_id.items() if p.perturbed}
+        self._calls = Calls(self._twin, self._members, perturbed)
         self._by_count: dict[int, tuple[Tensor, Tensor]] = {}  # seeds and sigmas by N, at fixed addresses
         self._stored: dict[str, Tensor] = {}
-        self._fold = True
-        self._checked = 0  # 1: a forward of one member was checked, 2: one of several
         slow = self._twin.slow_modules()
         if slow and self.strict:
             raise RuntimeError(f"strict=True, but modules must run member by member: {'; '.join(slow)}")
         if slow:
-            self._warn("; ".join(slow))
+            warn_slow("; ".join(slow))
 
     @contextmanager
     def members(
-        self, seeds: Seeds, sigmas: Sigmas, fold: bool = True, stored: bool = False
+        self,
+        seeds: Seeds,
+        sigmas: Sigmas,
+        fold: bool = True,
+        stored: bool = False,
+        rows: Sequence[int] | None = None,
     ) -> Iterator[PerturbedModule]:
         """Within it, calls evaluate these N members.
 
@@ -121,6 +119,8 @@ class PerturbedModule(nn.Module):
         [B, ...] are given once and repeated, outputs come back as [N, B, ...]; without it tensors are taken
         and returned folded, [N * B, ...], row n * B + b being example b of member n. stored: the members'
         weights are written down once, for many calls with few members; the same bits for dense families.
+        rows: with fold=False, N counts >= 0: tensors are [sum(rows), ...], the rows of member n follow those
+        of member n - 1; `regroup` changes them.
 
         ValueError on bad members; RuntimeError inside of another members() of this module, if a module is in
         training mode and would be random or mix its batch, or if the base's parameters were replaced.
@@ -128,24 +128,31 @@ class PerturbedModule(nn.Module):
         if self._members.count:
             raise RuntimeError("members() must not be used inside of members() of the same module")
         try:
-            self._enter(*members_tensors(seeds, sigmas, self._device), fold, stored)
+            self._enter(*members_tensors(seeds, sigmas, self._device), fold, stored, rows)
             yield self
         finally:
             self._members.clear()
+            self._calls.rows_given = False
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _enter(self, seeds: Tensor, sigmas: Tensor, fold: bool, stored: bool) -> None:
+    def _enter(
+        self, seeds: Tensor, sigmas: Tensor, fold: bool, stored: bool, rows: Sequence[int] | None
+    ) -> None:
         if not seeds.numel():
             raise ValueError("seeds must be at least one, got none")
+        if fold and rows is not None:
+            raise ValueError(f"rows must be None unless fold=False, got {rows}")
+        counts = None if rows is None else row_counts(rows, seeds.numel())
         self._twin.follow_base()
         self._twin.refuse_training()
         empty = torch.empty_like(seeds), torch.empty_like(sigmas)
         fixed = self._by_count.setdefault(seeds.numel(), empty)
         fixed[0].copy_(seeds)
         fixed[1].copy_(sigmas)
-        self._fold = fold
+        self._calls.fold, self._calls.rows_given = fold, counts is not None
         self._members.set(*fixed, {})
+        self._members.regroup(counts or [])
         if stored:
             self._members.stored = self._written()
 
@@ -180,69 +187,36 @@ class PerturbedModule(nn.Module):
             raise RuntimeError(
                 "the members must be given: call it inside of `with pm.members(seeds, sigmas):`"
             )
-        if torch.compiler.is_compiling():
-            return self._evaluate(args, kwargs)
-        if self._checked < min(self._members.count, 2) and _repeatable(args, kwargs):
-            return self._checked_forward(args, kwargs)
-        return self._evaluate_or_demote(args, kwargs)
+        return self._calls(args, kwargs)
 
-    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        twin, members = self._twin, self._members
-        arguments = self._names.bind(args, kwargs)
-        first, tensor = first_tensor(arguments)
-        if not self._fold:
-            if tensor.shape[0] % members.count:
-                raise ValueError(f"{first} must be [N={members.count} * B, ...], got {tuple(tensor.shape)}")
-            members.rows = tensor.shape[0]
-            return twin.module(*args, **kwargs)
-        batch = tensor.shape[0]
-        members.rows = members.count * batch
-        if twin.slow_root is not None:
-            return twin.slow_root.stacked(twin.module, args, kwargs)
-        inputs = {name: folded(value, name, members.count, batch, first) for name, value in arguments.items()}
-        values, names = list(inputs.values()), list(inputs)
-        split = len(args)
-        output = twin.module(*values[:split], **dict(zip(names[split:], values[split:], strict=True)))
-        return unfolded(output, members.count, batch)
+    def regroup(self, rows: Sequence[int]) -> None:
+        """Give the N members other counts of rows from now on, inside of members(fold=False).
 
-    def _evaluate_or_demote(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The outputs; a module found unfit for the fast path is moved to the slow one first."""
-        while True:
-            try:
-                return self._evaluate(args, kwargs)
-            except (ReadError, FoldError) as error:
-                slow = self._twin.demote(error)
-                self._warn(slow)
-                if not _repeatable(args, kwargs):
-                    raise RuntimeError(
-                        f"{slow}; call again with fresh arguments: this call may have changed its own"
-                    ) from error
+        Sequences that are done leave the batch so: take their rows out of all tensors, then regroup.
+        RuntimeError elsewhere, ValueError on bad counts.
+        """
+        if not self._members.count or self._calls.fold:
+            raise RuntimeError("regroup() must be used inside of members(..., fold=False)")
+        self._members.regroup(row_counts(rows, self._members.count))
+        self._calls.rows_given = True
 
-    def _checked_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The outputs, after the first member alone has shown what reads the base or must run slowly."""
-        members = self._members
-        rows = first_tensor(self._names.bind(args, kwargs))[1].shape[0]
-        own_rows = rows // members.count
+    @property
+    def module(self) -> nn.Module:
+        """The module that computes the members inside of members(fold=False, rows=...).
 
-        def own(_: str, tensor: Tensor) -> Tensor:
-            is_folded = not self._fold and tensor.dim() > 0 and tensor.shape[0] == rows
-            return (tensor[:own_rows] if is_folded else tensor).clone()
+        It is of the base's class, so that methods of it, such as `generate`, run the members too; its tensors
+        are folded, and nothing is checked as calls of the perturbed model are: make one of those first.
+        RuntimeError elsewhere.
+        """
+        if not self._calls.rows_given:
+            raise RuntimeError("module must be used inside of members(..., fold=False, rows=...)")
+        return self._twin.module
 
-        def first_alone() -> Any:
-            with members.first():
-                return self._evaluate_or_demote(*map_tensors(own, (args, kwargs), ""))
+    def generate(self, prompts: Any, seeds: Seeds, sigmas: Sigmas, **options: Any) -> Any:
+        """Text of N members for B prompts: thickets.language.generate(self, prompts, seeds, sigmas, ...)."""
+        from ..language.generation import generate
 
-        with BaseReads({key: p.name for key, p in self._parameters_by_id.items() if p.perturbed}):
-            first_alone()
-        together = self._evaluate_or_demote(args, kwargs)
-        if members.count > 1 and self._twin.slow_root is None:
-            compare = all(parameter.tensor.dtype == torch.float32 for parameter in self._perturbed)
-            reason = mixing(first_alone(), together, members.count, compare)
-            if reason is not None:
-                self._warn(self._twin.run_all_slowly(reason))
-                together = self._evaluate_or_demote(args, kwargs)
-        self._checked = min(members.count, 2)
-        return together
+        return generate(self, prompts, seeds, sigmas, **options)
 
     def materialize(
         self, seed: int | Tensor, sigma: float | Tensor, dtype: torch.dtype | None = None
@@ -309,15 +283,6 @@ class PerturbedModule(nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self.base, self._options)
 
-    @staticmethod
-    def _warn(message: str) -> None:
-        warnings.warn(f"running member by member, which is slow: {message}", SlowPathWarning, stacklevel=4)
-
 
 def _rebuilt(base: nn.Module, options: dict[str, Any]) -> PerturbedModule:
     return PerturbedModule(base, **options)
-
-
-def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call with these arguments can be made again: none is an object that a forward may change."""
-    return all(isinstance(leaf, PLAIN) for _, leaf in leaves((args, kwargs), ""))
