@@ -48,9 +48,13 @@ class Calls:
             return self._evaluate(args, kwargs)
         members = self.members
         live = sum(map(bool, members.row_counts())) if self.rows_given else members.count
-        if self._checked < min(live, 2) and _repeatable(args, kwargs):
+        if not self.checked(live) and _repeatable(args, kwargs):
             return self._checked_call(args, kwargs, live)
         return self._evaluate_or_demote(args, kwargs)
+
+    def checked(self, live: int) -> bool:
+        """Whether a call with that many members was checked."""
+        return self._checked >= min(live, 2)
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         twin, members = self.twin, self.members

@@ -212,6 +212,18 @@ class PerturbedModule(nn.Module):
             raise RuntimeError("module must be used inside of members(..., fold=False, rows=...)")
         return self._twin.module
 
+    @property
+    def active(self) -> tuple[Tensor, Tensor]:
+        """Seeds int64 [N] and sigmas float32 [N] of the members() that it is in; RuntimeError elsewhere."""
+        if not self._members.count:
+            raise RuntimeError("active must be used inside of members()")
+        return self._members.seeds, self._members.sigmas
+
+    @property
+    def checked(self) -> bool:
+        """Whether a call with one member, or with several if there are now, was checked for slow modules."""
+        return self._calls.checked(self._members.count)
+
     def generate(self, prompts: Any, seeds: Seeds, sigmas: Sigmas, **options: Any) -> Any:
         """Text of N members for B prompts: thickets.language.generate(self, prompts, seeds, sigmas, ...)."""
         from ..language.generation import generate
