@@ -64,7 +64,7 @@ class Evaluator:
     def predictions(self, members: Sequence[SeedAndSigma], inputs: Any, size: ChunkSize) -> Predictions:
         """Predictions of N members for one batch: a tensor [N, B, ...] or N lists of B answers."""
         parts: list[Predictions] = []
-        for outcome in run_in_chunks(members, lambda chunk: self._predict(chunk, inputs), size):
+        for outcome in run_in_chunks(members, lambda chunk: self.together(chunk, inputs), size):
             if outcome.result is None:
                 raise outcome.error or TypeError("predict must return predictions, got None")
             parts.append(outcome.result)
@@ -83,10 +83,11 @@ class Evaluator:
         largest = max(inputs, key=_bytes)
         device = next((p.device for p in self.pm.base.parameters()), torch.device("cpu"))
         weights = sum(p.nbytes for p in self.pm.base.parameters()) if self.stored else 0
-        limit = memory_limit(lambda: self._predict([BASE_MEMBER], largest), memory, device, weights)
+        limit = memory_limit(lambda: self.together([BASE_MEMBER], largest), memory, device, weights)
         return ChunkSize(None, limit)
 
-    def _predict(self, members: Sequence[SeedAndSigma], inputs: Any) -> Any:
+    def together(self, members: Sequence[SeedAndSigma], inputs: Any) -> Any:
+        """Predictions of N members for one batch, all at once."""
         with self._active(members):
             return self.predict(self.pm, inputs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,10 +10,14 @@ from .store import Record
 
 
 class Progress:
-    """Context manager that shows how many members are done; silent unless `show` and on a terminal."""
+    """Context manager that shows how many members are done; silent unless `show` and on a terminal.
 
-    def __init__(self, total: int, done: int, best: float | None, show: bool) -> None:
+    show: a function gives a text that stands behind the rate.
+    """
+
+    def __init__(self, total: int, done: int, best: float | None, show: bool | Callable[[], str]) -> None:
         self._bar: Any = None
+        self._more = show if callable(show) else lambda: ""
         self._first = self._done = done
         self._best = best
         self._failed = 0
@@ -47,7 +51,7 @@ class Progress:
         self._failed += len(records) - len(scores)
         self._done += len(records)
         seconds = self._bar.tasks[self._task].elapsed or 0.0
-        rate = f"{(self._done - self._first) / seconds:.1f}/s" if seconds > 0 else ""
+        rate = f"{(self._done - self._first) / seconds:.1f}/s {self._more()}".strip() if seconds > 0 else ""
         best = [] if self._best is None else [f"best {self._best:.4g}"]
         failed = [f"{self._failed} failed"] if self._failed else []
         self._bar.update(self._task, completed=self._done, rate=rate, best=", ".join(best + failed))

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,7 @@ def search(
     fold: bool = True,
     stored: bool = False,
     retry_failures: bool = False,
-    progress: bool = True,
+    progress: bool | Callable[[], str] = True,
     backend: str = "auto",
 ) -> SearchResult:
     """Score n random members of a model on data and keep the best: the search of RandOpt.
@@ -180,11 +180,12 @@ def search(
         retry_failures.
     chunk: members at once (default: what is fastest within `memory`, bytes or "auto"); no result
         depends on it. fold, stored: as in `pm.members`.
+    progress: whether to show a bar on a terminal; a function gives a text for it, such as another rate.
     A member whose evaluation raises or gives NaN is a failure, and the others go on; an error of the base
     model, which is scored first by the same code, is raised. ValueError, TypeError or StoreError names the
     argument at fault.
     """
-    sigmas = _sigmas(sigma)
+    sigmas = check_sigmas(sigma)
     _check_integer(n, "n", 1)
     _check_integer(seed, "seed", 0, SEEDS)
     check_top_k(top_k)
@@ -300,8 +301,8 @@ def check_top_k(k: Any) -> int | float:
     return k
 
 
-def _sigmas(sigma: float | Sequence[float]) -> list[float]:
-    """The set of sigmas, ascending; each positive, finite and not lost in float32."""
+def check_sigmas(sigma: float | Sequence[float]) -> list[float]:
+    """The set of sigmas, ascending; ValueError unless each is positive, finite and not lost in float32."""
     given = [sigma] if isinstance(sigma, int | float) else list(sigma)
     if not given:
         raise ValueError("sigma must hold at least one value, got none")
