@@ -105,6 +105,8 @@ def known_layer(module: nn.Module, slots: Slots) -> Layer | str:
         return "a forward pre-hook may change its parameters"
     if not slots.keys() <= {"weight", "bias"} or "weight" not in module._parameters:
         return f"its parameters are not those of {stock.__name__}"
+    if any(len(parameter.segments) > 1 for parameter in slots.values()):
+        return "its parameters are several of the checkpoint"
     if len({parameter.tensor.dtype for parameter in slots.values()}) > 1:
         return "its parameters differ in dtype"
     return _unusual(module, slots) or LAYERS[stock]

@@ -35,6 +35,7 @@ class Members:
         self.precision = precision
         self.backend = backend
         self.alone = False
+        self._transposed: dict[str, tuple[Tensor, Tensor]] = {}  # weights and their transposes, by name
         self.clear()
 
     def clear(self) -> None:
@@ -91,7 +92,7 @@ class Members:
     def linear(self, x: Tensor, weight: NamedParameter, bias: NamedParameter | None) -> Tensor:
         """x [R, ..., K] or [1, ..., K] times the members' matrices [O, K], plus their biases: [R, ..., O]."""
         if bias is not None and not weight.perturbed:  # then the bias is, or the layer would be the base's
-            y = F.linear(x, weight.shaped(weight.tensor))
+            y = F.linear(x, self.matrix(weight))
             return self.scale_and_shift(y.float(), None, bias, -1).to(x.dtype)
         return self._ungroup(self._linear(*self._group(x, 1), weight, bias), x.shape[:-1])
 
@@ -99,14 +100,15 @@ class Members:
         self, x: Tensor, offsets: Tensor | None, weight: NamedParameter, bias: NamedParameter | None
     ) -> Tensor:
         if self.stored:
-            matrices = self.stored[weight.name].flatten(2)
+            stored = self.stored[weight.name]
+            matrices = stored.mT if weight.transposed else stored.flatten(2)
             biases = None
             if bias is not None:
                 biases = self.vector(bias).to(matrices.dtype).expand(self.count, -1)
             return grouped_linear(x, matrices, biases, offsets=offsets, backend=self.backend)
         return perturbed_linear(
             x,
-            weight.shaped(weight.tensor),
+            self.matrix(weight),
             None if bias is None else bias.tensor,
             seeds=self.seeds,
             sigmas=self.sigmas,
@@ -117,6 +119,19 @@ class Members:
             precision=self.precision,
             backend=self.backend,
         )
+
+    def matrix(self, weight: NamedParameter) -> Tensor:
+        """The matrix view [O, K] of the base's weight; a contiguous copy of one that is stored transposed."""
+        if not weight.transposed:
+            return weight.shaped(weight.tensor)
+        if weight.name not in self._transposed:
+            self._transposed[weight.name] = weight.tensor, weight.tensor.mT.contiguous()
+        return self._transposed[weight.name][1]
+
+    def follow_base(self) -> None:
+        """Take over changes of the base where this keeps copies of it."""
+        for tensor, copy in self._transposed.values():
+            copy.copy_(tensor.mT)
 
     def embedding(self, ids: Tensor, weight: NamedParameter) -> Tensor:
         """Rows ids [R, ...] or [1, ...] of the members' tables [V, D]: [R, ..., D]."""
@@ -245,16 +260,24 @@ class Members:
     def write(
         self, out: Tensor, parameter: NamedParameter, seed: int | Tensor, sigma: float | Tensor
     ) -> None:
-        """Write W' of one member over the contiguous `out`."""
-        perturb_(
-            parameter.shaped(out),
-            parameter.shaped(parameter.tensor),
-            seed=seed,
-            sigma=sigma,
-            name=parameter.name,
-            noise=self.noise,
-            backend=self.backend,
-        )
+        """Write W' of one member over `out`, contiguous or of `parameter.copies`."""
+        source = parameter.tensor.contiguous()
+        for segment in parameter.segments:
+            block, base = segment.of(out), segment.of(source)
+            if segment.name not in parameter.chosen:
+                block.copy_(base)
+                continue
+            perturb_(
+                block,
+                base,
+                seed=seed,
+                sigma=sigma,
+                name=segment.name,
+                noise=self.noise,
+                origin=segment.origin,
+                full_cols=segment.full_cols,
+                backend=self.backend,
+            )
 
     def dtype_of(self, parameter: NamedParameter) -> torch.dtype:
         """The dtype of materialised weights."""

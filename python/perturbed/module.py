@@ -14,9 +14,10 @@ from ..backends import choose
 from ..functional import Seeds, Sigmas, members_tensors
 from ..noise import Family, family
 from .calls import Calls, warn_slow
+from .checkpoint import outside_of_language
 from .folding import row_counts
 from .members import Members
-from .parameters import Filters, collect, filter_texts, fingerprint
+from .parameters import Filters, collect, filter_texts, fingerprint, unwrapped
 from .twin import Twin
 
 
@@ -35,7 +36,8 @@ def perturb(
 
     noise: the family, "normal", "normal4", "rademacher", "hadamard" or "lowrank-R"; precision: "exact" never
     rounds W' = W + s eps to W's dtype, "storage" does. include, exclude: which parameters are perturbed, all
-    by default; a str is a glob of canonical names, a re.Pattern is searched in them, a list holds either.
+    by default; a str is a glob of canonical names, a re.Pattern is searched in them, a list holds either. Of a
+    vision-language model of transformers the default is the language part, exclude=[] perturbs all of it.
     names: other canonical names for some parameters. strict: raise where a module would run member by member.
 
     Linear, Embedding, LayerNorm, RMSNorm, BatchNorm, GroupNorm, Conv1d and Conv2d run all members at once;
@@ -76,6 +78,8 @@ class PerturbedModule(nn.Module):
         self.noise: str = options["noise"]
         self.precision: str = options["precision"]
         self.include: Filters = options["include"]
+        if options["include"] is None and options["exclude"] is None:
+            options["exclude"] = outside_of_language(unwrapped(model))
         self.exclude: Filters = options["exclude"]
         self.strict: bool = options["strict"]
         self.backend: str = options["backend"]
@@ -85,7 +89,8 @@ class PerturbedModule(nn.Module):
         self._options = options
         self._parameters_by_id = collect(model, self.include, self.exclude, options["names"])
         self._perturbed = [p for p in self._parameters_by_id.values() if p.perturbed]
-        self.parameter_names = [p.name for p in self._perturbed]
+        parts = [(p, part) for p in self._perturbed for part in p.segments]
+        self.parameter_names = [part.name for p, part in parts if part.name in p.chosen]
         self._device = self._perturbed[0].tensor.device
         choose(self.backend, self._device)
         self._members = Members(self.noise, self.precision, self.backend)
@@ -145,6 +150,7 @@ class PerturbedModule(nn.Module):
             raise ValueError(f"rows must be None unless fold=False, got {rows}")
         counts = None if rows is None else row_counts(rows, seeds.numel())
         self._twin.follow_base()
+        self._members.follow_base()
         self._twin.refuse_training()
         empty = torch.empty_like(seeds), torch.empty_like(sigmas)
         fixed = self._by_count.setdefault(seeds.numel(), empty)
@@ -162,7 +168,7 @@ class PerturbedModule(nn.Module):
         for parameter in self._perturbed:
             shape = (members.count, *parameter.tensor.shape)
             if parameter.name not in self._stored or self._stored[parameter.name].shape != shape:
-                out = torch.empty(shape, dtype=members.dtype_of(parameter), device=parameter.tensor.device)
+                out = parameter.copies(members.count, members.dtype_of(parameter))
                 self._stored[parameter.name] = out
             for out, seed, sigma in zip(
                 self._stored[parameter.name], members.seeds, members.sigmas, strict=True

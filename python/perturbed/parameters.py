@@ -1,7 +1,8 @@
 """A model's parameters as the noise contract sees them: canonical names, matrix views, filters, fingerprint.
 
-The canonical name (docs/noise.md, section 2) is the name of `named_parameters()` without the prefixes of
-wrappers such as `torch.compile`; a tied parameter has the first of its names.
+The canonical name (docs/noise.md, section 2) is the key in the checkpoint for a model of transformers
+(checkpoint.py), else the name of `named_parameters()` without the prefixes of wrappers such as
+`torch.compile`; a tied parameter has the first of its names.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import ctypes
 import fnmatch
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from torch.nn.parameter import is_lazy
 
 from ..checks import INDEX_LIMIT, STORAGE
 from ..noise import parameter_id
+from .checkpoint import checkpoint_segments, is_transposed_linear
+from .segments import Segment
 
 Filter = str | re.Pattern[str]
 Filters = Filter | Sequence[Filter] | None
@@ -36,21 +38,46 @@ DATA_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # wrappe
 
 @dataclass(frozen=True, eq=False)
 class NamedParameter:
-    """A parameter: its canonical name, the base's own tensor (an alias without grad) and its matrix view."""
+    """A parameter: a name, the base's own tensor (an alias without grad), and what of the checkpoint it is.
+
+    name: the canonical name, or the model's own where it is several segments; chosen: the names of the
+    segments that are perturbed.
+    """
 
     name: str
     tensor: Tensor
-    view: tuple[int, int]
-    perturbed: bool
+    segments: tuple[Segment, ...]
+    chosen: frozenset[str]
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether any of it is perturbed."""
+        return bool(self.chosen)
 
     @property
     def vector(self) -> bool:
         """Whether the contract counts it as a vector: a stored dimension of at most 1."""
         return self.tensor.dim() <= 1
 
+    @property
+    def transposed(self) -> bool:
+        """Whether it is stored as the transpose of its matrix view."""
+        return self.segments[0].transposed
+
+    @property
+    def view(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix view of a parameter of one segment."""
+        return self.segments[0].view(self.tensor.shape)
+
     def shaped(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape in its matrix view; a vector stays one."""
-        return tensor if self.vector else tensor.reshape(self.view)
+        """A tensor of the shape of a parameter of one segment in its matrix view; a vector stays one."""
+        return self.segments[0].of(tensor.contiguous())
+
+    def copies(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Memory for copies of it, [count, *shape], each contiguous in its matrix view."""
+        shape = self.tensor.mT.shape if self.transposed else self.tensor.shape
+        memory = torch.empty((count, *shape), dtype=dtype, device=self.tensor.device)
+        return memory.mT if self.transposed else memory
 
 
 def inner_module(module: nn.Module) -> nn.Module | None:
@@ -59,6 +86,12 @@ def inner_module(module: nn.Module) -> nn.Module | None:
         if attribute in module._modules:
             return module._modules[attribute]
     return module.module if isinstance(module, DATA_PARALLEL) else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What the outermost wrappers of a model wrap, the model itself if it has none."""
+    inner = inner_module(model)
+    return model if inner is None else unwrapped(inner)
 
 
 def canonical_name(model: nn.Module, name: str) -> str:
@@ -86,38 +119,55 @@ def collect(
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"model must have no scripted modules, got {name or 'one as the whole'}")
-    found = [(canonical_name(model, name), tensor) for name, tensor in model.named_parameters()]
-    own_names = [name for name, _ in found]
+    found = {canonical_name(model, name): tensor for name, tensor in model.named_parameters()}
+    for name, tensor in found.items():
+        if is_lazy(tensor):
+            raise ValueError(
+                f"parameter {name!r} must be initialised, got a lazy module's: run the model once first"
+            )
+    segments = checkpoint_segments(unwrapped(model), found)
+    keys = [segment.name for parts in segments.values() for segment in parts]
     names = dict(names or {})
-    if unknown := names.keys() - set(own_names):
+    if unknown := names.keys() - set(keys):
         raise ValueError(f"names must have parameters of the model as keys, got {sorted(unknown)}")
-    renamed = [names.get(name, name) for name in own_names]
-    _refuse_equal_ids(own_names, renamed)
+    renamed = [names.get(key, key) for key in keys]
+    _refuse_equal_ids(keys, renamed)
     chosen = set(renamed) if include is None else matching("include", include, renamed)
     chosen -= matching("exclude", exclude, renamed)
     if not chosen:
         raise ValueError("include and exclude must leave a parameter to perturb, got none")
-    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, _ConvNd) and not m.transposed}
+    stored = _stored_otherwise(model)
     collected = {}
-    for name, (_, tensor) in zip(renamed, found, strict=True):
-        if name in chosen:
+    for own, tensor in found.items():
+        parts = tuple(
+            replace(part, name=names.get(part.name, part.name), **stored.get(id(tensor), {}))
+            for part in segments[own]
+        )
+        name = parts[0].name if len(parts) == 1 else own
+        perturbed = chosen.intersection(part.name for part in parts)
+        if perturbed:
             _refuse_unusual(name, tensor)
-        view = matrix_view(name, tuple(tensor.shape), id(tensor) in convolutions)
-        collected[id(tensor)] = NamedParameter(name, tensor.detach(), view, name in chosen)
+            for part in parts:
+                _refuse_large(part.name, *part.view(part.block(tensor).shape))
+        collected[id(tensor)] = NamedParameter(name, tensor.detach(), parts, perturbed)
     return collected
 
 
-def matrix_view(name: str, shape: tuple[int, ...], convolution: bool = False) -> tuple[int, int]:
-    """(rows, columns) of the contract's matrix view; ValueError if they do not fit 32-bit counters."""
-    if len(shape) <= 1:
-        rows, cols = 1, math.prod(shape)
-    elif convolution:
-        rows, cols = shape[0], math.prod(shape[1:])
-    else:
-        rows, cols = math.prod(shape[:-1]), shape[-1]
+def _stored_otherwise(model: nn.Module) -> dict[int, dict[str, bool]]:
+    """Which weights, by id(), are stored otherwise than their shape says: fields of their segments."""
+    fields = {id(m.weight): {"convolution": True} for m in model.modules() if _convolves(m)}
+    fields.update((id(m.weight), {"transposed": True}) for m in model.modules() if is_transposed_linear(m))
+    return fields
+
+
+def _convolves(module: nn.Module) -> bool:
+    return isinstance(module, _ConvNd) and not module.transposed
+
+
+def _refuse_large(name: str, rows: int, cols: int) -> None:
+    """ValueError if a matrix view does not fit the noise's counters."""
     if rows > INDEX_LIMIT or cols > INDEX_LIMIT:
         raise ValueError(f"parameter {name!r} must have at most 2**32 rows and columns, got {rows} x {cols}")
-    return rows, cols
 
 
 def matching(argument: str, filters: Filters, names: Sequence[str]) -> set[str]:
@@ -168,10 +218,6 @@ def _refuse_equal_ids(own_names: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _refuse_unusual(name: str, tensor: Tensor) -> None:
-    if is_lazy(tensor):
-        raise ValueError(
-            f"parameter {name!r} must be initialised, got a lazy module's: run the model once first"
-        )
     plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided
     if not plain or tensor.dtype not in STORAGE:
         raise TypeError(
@@ -183,8 +229,11 @@ def _refuse_unusual(name: str, tensor: Tensor) -> None:
 def fingerprint(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> str:
     """A hex digest of names, views, shapes, dtypes and bytes of all parameters and persistent buffers."""
     digest = hashlib.blake2b(digest_size=32)
-    entries = [(p.name, f"parameter {p.view}", p.tensor) for p in parameters.values()]
-    entries += [(name, "buffer", tensor) for name, tensor in persistent_buffers(model)]
+    entries = [(name, "buffer", tensor) for name, tensor in persistent_buffers(model)]
+    for parameter in parameters.values():
+        for part in parameter.segments:
+            block = part.block(parameter.tensor)
+            entries.append((part.name, f"parameter {part.view(block.shape)}", block))
     for name, kind, tensor in sorted(entries, key=lambda entry: entry[0]):
         digest.update(f"{name}\0{kind}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
         host = tensor.detach().cpu().contiguous()
@@ -197,9 +246,11 @@ def fingerprint(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> s
 
 def persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Canonical name and tensor of every buffer that a state dict holds."""
-    return [
-        (canonical_name(model, f"{prefix}.{name}" if prefix else name), buffer)
+    buffers = {
+        canonical_name(model, f"{prefix}.{name}" if prefix else name): buffer
         for prefix, module in model.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
+    }
+    segments = checkpoint_segments(unwrapped(model), buffers)
+    return [(part.name, part.block(buffers[own])) for own, parts in segments.items() for part in parts]

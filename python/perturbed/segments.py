@@ -8,6 +8,7 @@ where in such a tensor a checkpoint's parameter, or a part of it, lies.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,12 +35,19 @@ class Segment:
 
         RuntimeError if strides do not allow the view, IndexError for an index that is not there.
         """
-        block = tensor[self.index] if self.index else tensor
-        if self.rows is not None:
-            block = block[self.rows[0] : self.rows[1]]
+        block = self.block(tensor)
         if self.transposed:
             return block.mT
-        if self.vector or block.dim() == 2:
-            return block
-        split = 1 if self.convolution else max(0, block.dim() - 1)
-        return block.view(math.prod(block.shape[:split]), math.prod(block.shape[split:]))
+        return block if self.vector or block.dim() == 2 else block.view(self.view(block.shape))
+
+    def block(self, tensor: Tensor) -> Tensor:
+        """The block of `tensor` in the shape that the checkpoint has."""
+        block = tensor[self.index] if self.index else tensor
+        return block if self.rows is None else block[self.rows[0] : self.rows[1]]
+
+    def view(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(rows, columns) of the matrix view of a block of this shape; (1, H) for a vector."""
+        if self.transposed:
+            return shape[1], shape[0]
+        split = 1 if self.convolution else max(0, len(shape) - 1)
+        return math.prod(shape[:split]), math.prod(shape[split:])

@@ -22,7 +22,7 @@ from .fallback import SOMETIMES_SLOW, MemberByMember, Slow
 from .guards import Guard, ReadError, tensors_in
 from .layers import known_layer
 from .members import FoldError, Members
-from .parameters import NamedParameter, inner_module
+from .parameters import NamedParameter, inner_module, unwrapped
 
 
 class FastLayer(nn.Module):
@@ -59,7 +59,7 @@ class Twin:
         memo = _memo(model, parameters)
         shared = {id(tensor) for tensor in memo.values()}
         try:
-            self.module: nn.Module = copy.deepcopy(_unwrapped(model), memo)
+            self.module: nn.Module = copy.deepcopy(unwrapped(model), memo)
         except Exception as error:
             raise TypeError(f"model must allow copy.deepcopy, got {type(error).__name__}: {error}") from error
         if any(id(tensor) not in shared for tensor in self.module.parameters()):
@@ -215,11 +215,6 @@ def _running(error: BaseException, names: Mapping[int, str]) -> list[nn.Module]:
                 running.insert(0, module)
         trace = trace.tb_next
     return running
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    inner = inner_module(model)
-    return model if inner is None else _unwrapped(inner)
 
 
 def _refuse_writers(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> None:
