@@ -1,7 +1,8 @@
 """Language models on top of `perturb` and `search`: generation for N members at once, runs on tasks.
 
-prompts.py and decoding.py say what is generated and how, generation.py does it through transformers,
-sampling.py chooses tokens; models.py opens a model, run.py searches on a task. Names load on first use.
+prompts.py and decoding.py say what is generated and how, generation.py does it, by transformers in
+stretches.py, with tokens chosen by sampling.py and ended by stopping.py; limits.py is what it refuses.
+models.py opens a model, run.py searches on a task. Names load on first use.
 """
 
 from importlib import import_module

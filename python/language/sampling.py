@@ -49,3 +49,30 @@ def choose(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
     place = torch.searchsorted(mass, (numbers * mass[:, -1])[:, None], right=True)
     place = place.clamp(max=logits.shape[1] - 1)  # where logits are not finite
     return (place if order is None else order.gather(1, place))[:, 0]
+
+
+class Sampler:
+    """A logits processor of transformers that leaves each sequence the one token which its own stream draws.
+
+    keys: int64 [R, 2], prompts: int64 [R], of each sequence; start: how long all were at first.
+    """
+
+    def __init__(self, decoding: Decoding, keys: Tensor, prompts: Tensor, start: int) -> None:
+        self.decoding, self.keys, self.prompts, self.start = decoding, keys, prompts, start
+
+    @classmethod
+    def of_members(cls, decoding: Decoding, seeds: Tensor, sigmas: Tensor, batch: int, start: int) -> Sampler:
+        """That of N members x B prompts; seeds int64 [N], sigmas float32 [N]."""
+        unsigned = [seed % 2**64 for seed in seeds.tolist()]
+        keys = stream_keys(decoding.sample_seed, unsigned, sigmas.tolist()).to(seeds.device)
+        prompts = torch.arange(batch, device=seeds.device).repeat(len(seeds))
+        return cls(decoding, keys.repeat_interleave(batch, 0), prompts, start)
+
+    def of(self, rows: Tensor) -> Sampler:
+        """That of some of the sequences, rows int64 [R']."""
+        return Sampler(self.decoding, self.keys[rows], self.prompts[rows], self.start)
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        numbers = uniforms(self.keys, self.prompts, ids.shape[1] - self.start)
+        token = choose(logits, numbers, self.decoding)[:, None]
+        return torch.full_like(logits, -torch.inf).scatter_(1, token, 0.0)

@@ -104,6 +104,14 @@ class Slow:
             calls.append((index, list(own.values())[: len(args)], dict(list(own.items())[len(args) :])))
         if not split:
             raise FoldError("it is given no tensor of the batch")
+        shared = [
+            path for name, value in arguments.items() for path, leaf in leaves(value, name) if is_cache(leaf)
+        ]
+        if shared and len(calls) > 1:
+            raise RuntimeError(
+                f"{type(module).__name__} runs member by member and cannot share {shared[0]}, a cache, among "
+                "them: exclude its parameters, or run one member at a time (chunk=1)"
+            )
 
         def join(path: str, tensors: Sequence[Tensor]) -> Tensor:
             hidden = isinstance(module, nn.RNNBase) and path.startswith("output[1]") and tensors[0].dim() == 3
@@ -151,6 +159,11 @@ class Slow:
 
     def _narrowed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.half) if self.half and tensor.dtype == torch.float32 else tensor
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache of transformers, which a module writes to."""
+    return callable(getattr(value, "get_seq_length", None))
 
 
 def joined(outputs: Sequence[Any], join: Callable[[str, Sequence[Tensor]], Tensor]) -> Any:
