@@ -10,6 +10,8 @@ import typer
 
 from thickets import options
 from thickets.console import reported, show
+from thickets.language import commands
+from thickets.language.folder import is_language_run
 
 if TYPE_CHECKING:
     from thickets.tasks.experiments import Experiment, Settings
@@ -23,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Run = Annotated[Path, typer.Argument(help="A folder that demo, signals or digits wrote.")]
+Run = Annotated[Path, typer.Argument(help="A folder that search, demo, signals or digits wrote.")]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the results; the same command goes on in it.")
 ]
@@ -43,6 +45,9 @@ Store = Annotated[
     Path | None, typer.Option(help="Folder of the results files, to go on with. (default: in --out)")
 ]
 Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Model = Annotated[
+    str, typer.Option(help="Where the base of a language run is now. (default: where the search found it)")
+]
 
 
 def main() -> None:
@@ -139,21 +144,32 @@ def digits(
     _finish(out, [run_experiment("digits", shifts, out, settings, _say(as_json))], as_json)
 
 
+commands.add_to(app)
+
+
 @app.command()
 @reported
 def vote(
     run: Run,
     inputs: Annotated[
-        Path, typer.Option(help=".npy, .npz, .csv or .safetensors: digits [B, 8, 8], contexts [B, 10].")
+        Path,
+        typer.Option(
+            help="A .jsonl file of problems, as for search; of an experiment .npy, .npz, .csv or .safetensors:"
+            " digits [B, 8, 8], contexts [B, 10]."
+        ),
     ],
     how: Annotated[
         str, typer.Option(help="Rule of the vote, as in thickets.vote. (default: the experiment's own)")
     ] = "",
     limit: Annotated[int, typer.Option(help="Rows of the table; --json prints all.")] = 20,
+    model: Model = "",
     backend: Backend = "auto",
     as_json: Json = False,
 ) -> None:
     """Let the experts of a run answer new inputs; with targets in the file, score them too."""
+    if is_language_run(run):
+        commands.vote(run, inputs, how, limit, model, backend, as_json)
+        return
     from thickets.tasks.answers import answer, answers_table
 
     answers = answer(run, inputs, how or None, backend)
@@ -164,17 +180,25 @@ def vote(
 @reported
 def export(
     run: Run,
-    to: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("expert.safetensors"),
+    to: Annotated[
+        Path | None,
+        typer.Option(help="The safetensors file, or of a language model the folder. (default: expert...)"),
+    ] = None,
     member: Annotated[int, typer.Option(help="Rank of the expert; 0 is the best.")] = 0,
+    model: Model = "",
     as_json: Json = False,
 ) -> None:
-    """Write one expert's weights as a safetensors file: a plain state dict of the base network."""
-    from thickets.tasks.run import find_run, load_run
+    """Write one expert: a safetensors file with the network's state dict, or a folder for from_pretrained."""
+    if is_language_run(run):
+        folder, to = run, to or Path("expert")
+        expert = commands.export(run, to, member, model)
+    else:
+        from thickets.tasks.run import find_run, load_run
 
-    folder = find_run(run)
-    _, model, thicket = load_run(folder)
-    thicket.export(model, member, to)
-    expert = thicket.members[member]
+        folder, to = find_run(run), to or Path("expert.safetensors")
+        _, base, thicket = load_run(folder)
+        thicket.export(base, member, to)
+        expert = thicket.members[member]
     facts = {
         "run": str(folder),
         "to": str(to),
@@ -190,7 +214,7 @@ def export(
 def density(
     run: Annotated[
         Path,
-        typer.Argument(help="A folder that demo, signals or digits wrote, or any results file of a search."),
+        typer.Argument(help="A folder that one of the other commands wrote, or any results file of a search."),
     ],
     as_json: Json = False,
 ) -> None:
@@ -206,6 +230,9 @@ def density(
 def bench(
     layers: Annotated[str, typer.Option(help="Outputs x inputs.")] = "512x512,768x3072,4096x4096",
     rows: Annotated[str, typer.Option(help="Rows of activations per member.")] = "1,8,64,512",
+    tokens: Annotated[
+        str, typer.Option(help="Products per member: the loop perturbs once for all of them.")
+    ] = "1",
     families: Annotated[
         str, typer.Option(help="Noise families.")
     ] = "normal,normal4,rademacher,hadamard,lowrank-1",
@@ -223,9 +250,10 @@ def bench(
 
     shapes = [options.shape(text) for text in layers.split(",")]
     counts = [options.count(text, "rows") for text in rows.split(",")]
+    times = [options.count(text, "tokens") for text in tokens.split(",")]
     say = _say(as_json)
     results = benchmark.run(
-        benchmark.cases(shapes, counts, options.count(members, "members")),
+        benchmark.cases(shapes, counts, options.count(members, "members"), times),
         families=options.families(families),
         dtype=getattr(torch, options.one_of(dtype, ("float32", "bfloat16", "float16"), "dtype")),
         device=options.one_of(device, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",), "device"),
@@ -235,6 +263,9 @@ def bench(
     facts = {"machine": installation.report(), "results": [result.as_dict() for result in results]}
     means = "Geometric means over the layers, x loop / x floor:"
     text = [installation.header(), "", benchmark.table(results), "", means, "", benchmark.summary(results)]
+    if max(times) > 1:
+        chosen = "What generation chooses, x loop, geometric means and the worst layer:"
+        text += ["", chosen, "", benchmark.generation(results)]
     show(facts, text, as_json)
 
 
