@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from thickets.perturbed import PerturbedModule
+from thickets.perturbed.storing import stored_is_faster
 from thickets.randopt.chunks import MEMORY_SHARE, free_memory
 
 from .decoding import Decoding
@@ -79,4 +80,4 @@ def _total_memory(device: torch.device) -> int:
 
 def worth_storing(pm: PerturbedModule, rows: int, steps: int) -> bool:
     """Whether writing the members' weights once is faster than making noise in each of `steps` forwards."""
-    return pm.noise == "normal" and steps >= 8
+    return stored_is_faster(pm.noise, steps)
