@@ -154,7 +154,7 @@ def vote(
     inputs: Annotated[
         Path,
         typer.Option(
-            help="A .jsonl file of problems, as for search; of an experiment .npy, .npz, .csv or .safetensors:"
+            help="A .jsonl file of problems; for an experiment .npy, .npz, .csv or .safetensors:"
             " digits [B, 8, 8], contexts [B, 10]."
         ),
     ],
@@ -214,7 +214,7 @@ def export(
 def density(
     run: Annotated[
         Path,
-        typer.Argument(help="A folder that one of the other commands wrote, or any results file of a search."),
+        typer.Argument(help="A folder that search, demo, signals or digits wrote, or any results file."),
     ],
     as_json: Json = False,
 ) -> None:

@@ -11,6 +11,23 @@ def numbers(text: str) -> list[float] | None:
         raise ValueError(f"sigma must be numbers such as 0.001,0.002, got {text!r}") from None
 
 
+def gathered(arguments: list[str], option: str) -> list[str]:
+    """Arguments in which each of the numbers behind an option has an option of its own."""
+    result: list[str] = []
+    for argument in arguments:
+        if len(result) > 1 and result[-2] == option and _is_number(argument):
+            result.append(option)
+        result.append(argument)
+    return result
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(numbers(text))
+    except ValueError:
+        return False
+
+
 def top_k(text: str) -> int | float | None:
     """A count, or a share as a float; None of nothing."""
     try:

@@ -57,7 +57,7 @@ def answers_table(answers: dict[str, Any], limit: int) -> Table:
 
 def density_of(run: Path) -> dict[str, Any]:
     """Solution density per sigma of a run's folder, or of a results file, as JSON values."""
-    file = run if run.is_file() else find_run(run) / STORE
+    file = next((f for f in (run, run / STORE) if f.is_file()), None) or find_run(run) / STORE
     with Store(file) as store:
         base, records = store.base(), [r for r in store.records(0, 2**63 - 1) if r.score is not None]
     if base is None or base.score is None:

@@ -32,7 +32,7 @@ WIDTH = 11.0  # inches
 Draw = Callable[[Any, Sequence[Any]], None]
 
 
-def _picture(
+def picture(
     height: Callable[[Sequence[Any]], float],
 ) -> Callable[[Draw], Callable[[Sequence[Any], Path], Path]]:
     """Turn draw(figure, items) into f(items, path) -> path, without pyplot and its global state."""
@@ -60,7 +60,7 @@ def _picture(
     return decorate
 
 
-@_picture(lambda outcomes: 2.3 * len(outcomes) + 0.5)
+@picture(lambda outcomes: 2.3 * len(outcomes) + 0.5)
 def signals(figure: Any, outcomes: Sequence[Outcome]) -> None:
     """A row per regime: roll-outs (context, truth, base, random members, top K, ensemble), and all scores."""
     axes = figure.subplots(len(outcomes), 3, squeeze=False, width_ratios=[1.1, 1.1, 1])
@@ -123,7 +123,7 @@ def _histogram(axis: Any, outcome: Outcome) -> None:
     axis.set_ylabel("members (worst 2 % not shown)", fontsize=8)
 
 
-@_picture(lambda outcomes: 2.9 * len(outcomes))
+@picture(lambda outcomes: 2.9 * len(outcomes))
 def digits(figure: Any, outcomes: Sequence[Outcome]) -> None:
     """A row per shift: all scores, and held-out scans that the vote mends or spoils against the base."""
     columns = 7
@@ -153,7 +153,7 @@ def digits(figure: Any, outcomes: Sequence[Outcome]) -> None:
                     axis.set_title(f"{int(base[i])} → {int(vote[i])}", color=colour)
 
 
-@_picture(lambda comparisons: sum(0.27 * len(comparison.rows) + 1.0 for comparison in comparisons) + 0.3)
+@picture(lambda comparisons: sum(0.27 * len(comparison.rows) + 1.0 for comparison in comparisons) + 0.3)
 def families(figure: Any, comparisons: Sequence[Comparison]) -> None:
     """A row per case: density, score quantiles, top-1 and ensemble of every noise family, with intervals."""
     axes = figure.subplots(len(comparisons), 4, squeeze=False, width_ratios=[1, 1.3, 1, 1])

@@ -1,0 +1,84 @@
+"""Answers of N members to problems: prompts in, generated text, answers out (a search's `predict`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from thickets.language.decoding import Decoding
+from thickets.language.generation import decode
+from thickets.language.prompts import Prompts
+from thickets.tasks.problems import Answer, extract_answers, score_answers
+
+if TYPE_CHECKING:
+    from thickets.perturbed import PerturbedModule
+    from thickets.tasks.problems import Problem, Scorer
+
+Answers = list[list[Answer | None]]  # N lists of B; None: the text holds no answer
+
+
+@dataclass
+class Answering:
+    """How problems become answers.
+
+    chat: problems go through the tokenizer's chat template. strict: an answer out of the asked format is
+    none. batch: how many problems of a member run at once (None: all). tokens, seconds: generated so far, and
+    the time that took.
+    """
+
+    tokenizer: Any
+    scorer: Scorer
+    decoding: Decoding
+    chat: bool = False
+    strict: bool = False
+    batch: int | None = None
+    tokens: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)
+
+    def __call__(self, pm: PerturbedModule, problems: Sequence[Problem]) -> Answers:
+        """Answers of the N active members to B problems; with `strict` those in the asked format alone."""
+        answers = extract_answers(self.scorer, self.texts(pm, problems), problems)
+        return in_format(answers) if self.strict else answers
+
+    def texts(self, pm: PerturbedModule, problems: Sequence[Problem]) -> list[list[str]]:
+        """What the N active members of `pm.members(..., fold=False)` write: N lists of B texts."""
+        started = time.perf_counter()
+        step = self.batch or len(problems)
+        members: list[list[str]] = []
+        for start in range(0, len(problems), step):
+            made = decode(pm, self.prompts(problems[start : start + step]), self.decoding)
+            assert made.texts is not None
+            members = [a + b for a, b in zip(members, made.texts, strict=True)] if members else made.texts
+            self.tokens += made.count
+        self.seconds += time.perf_counter() - started
+        return members
+
+    def prompts(self, problems: Sequence[Problem]) -> Prompts:
+        """The problems' prompts, or with `chat` messages; ValueError for one that has messages alone."""
+        if self.chat:
+            return Prompts.of([problem.chat for problem in problems], self.tokenizer, chat=True)
+        for problem in problems:
+            if problem.prompt is None:
+                raise ValueError(
+                    f"problem {problem.id!r} is a chat: it needs a tokenizer with a chat template, and chat"
+                )
+        return Prompts.of([problem.prompt or "" for problem in problems], self.tokenizer)
+
+    def rate(self) -> str:
+        """Tokens per second, as the progress bar shows it."""
+        return f"{self.tokens / self.seconds:.0f} tokens/s" if self.seconds else ""
+
+
+def in_format(answers: Answers) -> Answers:
+    """The answers, but for those out of the asked format."""
+    return [[a if a is not None and a.formatted else None for a in row] for row in answers]
+
+
+def accuracy(scorer: Scorer, predictions: Answers, problems: Sequence[Problem]) -> Tensor:
+    """1 where an answer is correct, else 0, float32 [N, B]: the one score of base, members and vote."""
+    return torch.tensor(score_answers(scorer, predictions, problems))
