@@ -7,6 +7,7 @@ CPU tensors only and belong to eager calls.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -296,7 +297,8 @@ def check_finite(name: str, sigmas: Tensor, *streams: Stream | None) -> None:
     """Every sigma is finite, and so is s = float32(sigma * scale) in every stream."""
     if sigmas.device.type == "cpu":
         for scale in {stream.scale for stream in streams if stream} or {1.0}:
-            if not torch.isfinite(sigmas * scale).all():
+            scaled = sigmas if scale == 1.0 else sigmas * scale
+            if not all(map(math.isfinite, scaled.tolist())):  # a tenth of what torch's ops take for so few
                 times = "" if scale == 1.0 else f", times scale {scale} too"
                 raise ValueError(f"{name} must be finite{times}, got {sigmas.tolist()}")
 

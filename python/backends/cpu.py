@@ -8,7 +8,7 @@ to the base product.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -36,9 +36,10 @@ def _noise(stream: Stream, cols: int) -> Noise:
     return FAMILIES[family.kind], family.rank, stream.id, stream.row, stream.col, full_cols
 
 
-def _offsets(offsets: Tensor | None, count: int, rows: int) -> Tensor:
-    """[N+1]; equal groups of `rows` rows where none are given."""
-    return torch.arange(count + 1) * rows if offsets is None else offsets
+@lru_cache(maxsize=256)
+def _equal_groups(count: int, rows: int) -> Tensor:
+    """Offsets [N+1] of `count` groups of `rows` rows; kept, as a layer's are the same in every forward."""
+    return torch.arange(count + 1, device="cpu") * rows
 
 
 class _Rows:
@@ -47,7 +48,7 @@ class _Rows:
     def __init__(self, x: Tensor, count: int, offsets: Tensor | None) -> None:
         self.shared = offsets is None and x.dim() == 2
         self.x = x.reshape(-1, x.shape[-1]).float()
-        self.offsets = _offsets(offsets, count, x.shape[-2])
+        self.offsets = _equal_groups(count, x.shape[-2]) if offsets is None else offsets
         self.count = count
         self.shape = (count, *x.shape[:-1]) if self.shared else tuple(x.shape[:-1])
 
@@ -98,7 +99,7 @@ def _structured(
     isa: str, rows: _Rows, weight: Tensor, bias: Tensor | None, seeds: Tensor, scales: Tensor, stream: Stream
 ) -> Tensor:
     """Base product of all rows at once, plus the noise product, plus the bias [O] or [N, O]."""
-    whole = _Rows(rows.x, 1, torch.tensor([0, len(rows.x)]))
+    whole = _Rows(rows.x, 1, None)
     y = _product(
         isa, NO_NOISE, whole, (None, None), weight, bias if bias is not None and bias.dim() == 1 else None
     )
@@ -122,7 +123,7 @@ def _materialised(
         if begin == end:
             continue
         perturb_(isa, buffer, weight, seeds[n : n + 1], sigmas[n : n + 1], stream)
-        group = _Rows(rows.x if rows.shared else rows.x[begin:end], 1, torch.tensor([0, end - begin]))
+        group = _Rows(rows.x if rows.shared else rows.x[begin:end], 1, None)
         member_bias = bias if bias is None or bias.dim() == 1 else bias[n]
         flat[begin:end] = _product(isa, NO_NOISE, group, (None, None), buffer, member_bias)
     return y
@@ -144,14 +145,13 @@ def linear(
     if bias is not None:
         bias = bias if bias_stream is None else vector(isa, bias, seeds, sigmas, bias_stream, precision)
         bias = bias.float()
-    storage = precision == "storage"
+    storage, scales = precision == "storage", sigmas if stream.scale == 1.0 else sigmas * stream.scale
     if stream.family.dense:
-        members = seeds, sigmas * stream.scale
-        y = _product(isa, _noise(stream, x.shape[-1]), rows, members, weight, bias, storage)
+        y = _product(isa, _noise(stream, x.shape[-1]), rows, (seeds, scales), weight, bias, storage)
     elif storage and weight.dtype != torch.float32:
         y = _materialised(isa, rows, weight, bias, seeds, sigmas, stream)
     else:
-        y = _structured(isa, rows, weight, bias, seeds, sigmas * stream.scale, stream)
+        y = _structured(isa, rows, weight, bias, seeds, scales, stream)
     return y.to(x.dtype)
 
 
