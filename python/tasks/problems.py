@@ -17,6 +17,7 @@ TASKS = {  # name -> the module whose `source(train, test, seed, data)` is the t
     "countdown": "thickets.tasks.countdown",
     "gsm8k": "thickets.tasks.gsm8k",
     "math500": "thickets.tasks.math500",
+    "arithmetic": "thickets.tasks.arithmetic",
 }
 
 
@@ -24,9 +25,9 @@ TASKS = {  # name -> the module whose `source(train, test, seed, data)` is the t
 class Problem:
     """One question, as a plain prompt or as messages of a chat, and what its answer should be.
 
-    messages: {"role": ..., "content": ...} each; only a chat template makes text of them.   answer: a JSON value
-    that the task's scorer understands, None where it is not known.   id: the same in every process. ValueError
-    unless exactly one of prompt and messages is given and is not empty.
+    messages: {"role": ..., "content": ...} each; only a chat template makes text of them.   answer: a JSON
+    value that the task's scorer understands, None where it is not known.   id: the same in every process.
+    ValueError unless exactly one of prompt and messages is given and is not empty.
     """
 
     prompt: str | None = None
@@ -60,7 +61,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a text answers, in canonical form: equal values are one answer in a vote, whatever their format."""
+    """What a text answers, in canonical form: equal values are one answer in a vote, in whatever format."""
 
     value: str
     formatted: bool = field(default=True, compare=False)  # given as the task asked for it
@@ -84,8 +85,8 @@ class Scorer(Protocol):
 class Task:
     """Problems to select members by (`train`), others to judge them by (`test`), and how answers are read.
 
-    max_new_tokens, stop: how long an answer may be and what ends it.   asked_format: how the prompt asks for the
-    answer, in words.
+    max_new_tokens, stop: how long an answer may be and what ends it.   asked_format: how the prompt asks for
+    the answer, in words.
     """
 
     name: str
@@ -101,8 +102,8 @@ class Task:
 class Source:
     """Where a task's problems come from: at least as many as were asked for, or else `open_task` refuses.
 
-    test: None where it has no problems of its own and shares those of `train`.   scorer: a name; None where the
-    caller must say.
+    test: None where it has no problems of its own and shares those of `train`.   scorer: a name; None where
+    the caller must say.
     """
 
     train: Sequence[Problem]
@@ -122,13 +123,13 @@ def open_task(
     data: Path | None = None,
     scorer: str | None = None,
 ) -> Task:
-    """The task of that name, or of the problems in a .jsonl file or in a folder of train.jsonl and test.jsonl.
+    """The task of that name, or of the problems in a .jsonl file or a folder of train.jsonl and test.jsonl.
 
-    train, test: how many problems of each, >= 1; no problem is in both, by what it asks.   seed: which ones. For
-    one seed, the test problems do not depend on `train`.   data: the file or folder that holds a named task's
-    problems; by default they are generated, or loaded from the network by the package `datasets`.   scorer: see
-    `scoring.open_scorer`; a named task brings its own. ValueError for an unknown name, malformed lines, answers
-    that the scorer cannot read and too few problems; RuntimeError where a package is missing.
+    train, test: how many problems of each, >= 1; no problem is in both, by what it asks.   seed: which ones.
+    For one seed, the test problems do not depend on `train`.   data: the file or folder that holds a named
+    task's problems; by default they are generated, or loaded from the network by the package `datasets`.
+    scorer: see `scoring.open_scorer`; a named task brings its own. ValueError for an unknown name, malformed
+    lines, answers that the scorer cannot read and too few problems; RuntimeError where a package is missing.
     """
     from . import scoring
 
@@ -168,7 +169,7 @@ def score_answers(
     problems: Sequence[Problem],
     strict: bool = False,
 ) -> list[list[float]]:
-    """1.0 for a correct answer, 0.0 for a wrong or none, [N][B] -> [N][B]; strict: only formatted ones count."""
+    """1.0 for a correct answer, 0.0 for a wrong or none, [N][B] each; strict: only formatted ones count."""
     return [
         [
             float(answer is not None and (answer.formatted or not strict) and scorer.correct(answer, problem))
@@ -185,8 +186,8 @@ def _source(spec: str, train: int, test: int, seed: int, data: Path | None) -> S
     path = Path(spec)
     if not path.exists():
         raise ValueError(
-            f"task must be one of {', '.join(TASKS)}, a .jsonl file or a folder of train.jsonl and test.jsonl,"
-            f" got {spec!r}, which is neither"
+            f"task must be one of {', '.join(TASKS)}, a .jsonl file or a folder of train.jsonl and"
+            f" test.jsonl, got {spec!r}"
         )
     if data is not None:
         raise ValueError(f"data must be None where the task is a file itself, got {str(data)!r}")

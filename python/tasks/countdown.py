@@ -1,0 +1,142 @@
+"""Countdown: make a target of a few numbers by arithmetic, each number used once. Problems are generated."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from .expressions import LENGTH, canonical, numbers, parse, value
+from .extraction import Found, plain
+from .problems import Answer, Problem, Source
+from .records import Record, pools
+from .scoring import Marked
+
+COUNTS = (3, 4)  # how many numbers a problem has
+LOWEST, HIGHEST = 10, 99  # of the targets; the numbers begin with 1
+PROMPT = (
+    "Make {target} of the numbers {numbers}. Use each of them exactly once, with +, -, *, / and parentheses."
+    " Think step by step, then write the expression alone between <answer> and </answer>."
+)
+_CHARACTERS = frozenset("0123456789.+-*/() \t")
+
+
+def problem(record: Record) -> Problem:
+    """A line {"numbers": [3, 5, 2], "target": 16}."""
+    given, target = record.get("numbers"), record.get("target")
+    if not isinstance(given, list) or not given or not all(type(n) is int for n in [*given, target]):
+        raise ValueError(f'"numbers" and "target" must be whole numbers, got {given!r} and {target!r}')
+    text = PROMPT.format(target=target, numbers=", ".join(map(str, given)))
+    return Problem(prompt=text, answer={"numbers": given, "target": target})
+
+
+def source(train: int, test: int, seed: int, data: Path | None) -> Source:
+    """Problems that have a solution, each set of numbers once; or those of a file or folder `data`."""
+    if data is None:
+        generated = generate(seed)
+        judged: list[Problem] | None = [next(generated) for _ in range(test)]
+        selecting = [next(generated) for _ in range(train)]
+    else:
+        selecting, judged = pools(data, problem)
+    return Source(selecting, judged, "countdown", 1024, asked_format="<answer>an expression</answer>")
+
+
+def generate(seed: int) -> Iterator[Problem]:
+    """Endless problems that have a solution, each set of numbers once; the same ones for the same seed."""
+    rng = random.Random(f"countdown {seed}")
+    seen: set[tuple[int, ...]] = set()
+    while True:
+        given = tuple(rng.randint(1, HIGHEST) for _ in range(rng.choice(COUNTS)))
+        key = tuple(sorted(given))
+        targets = [target for target in sorted(solutions(given)) if LOWEST <= target <= HIGHEST]
+        if targets and key not in seen:
+            seen.add(key)
+            yield problem({"numbers": list(given), "target": rng.choice(targets)})
+
+
+def solutions(given: tuple[int, ...]) -> dict[int, str]:
+    """Each target that all the numbers make, and how, by steps that stay with whole numbers above zero."""
+    found: dict[int, str] = {}
+
+    def combine(parts: list[tuple[int, str]]) -> None:
+        if len(parts) == 1:
+            found.setdefault(*parts[0])
+        for one, other in combinations(range(len(parts)), 2):
+            rest = [part for k, part in enumerate(parts) if k not in (one, other)]
+            for step in _steps(*sorted((parts[one], parts[other]))):
+                combine([*rest, step])
+
+    combine([(n, str(n)) for n in given])
+    return found
+
+
+def _steps(low: tuple[int, str], high: tuple[int, str]) -> Iterator[tuple[int, str]]:
+    (a, small), (b, large) = low, high
+    yield a + b, f"({large}+{small})"
+    yield a * b, f"({large}*{small})"
+    if b > a:
+        yield b - a, f"({large}-{small})"
+    if b % a == 0:
+        yield b // a, f"({large}/{small})"
+
+
+class Countdown(Marked):
+    """An expression, whose canonical form is the answer; without a mark, the last arithmetic of the text.
+
+    It is correct if it uses each number of the problem exactly once and makes the target.
+    """
+
+    kind = "countdown"
+
+    def __init__(self, asked: str | None = "tags") -> None:
+        super().__init__(asked)
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.asked == "tags" else super().name
+
+    def read(self, found: Found) -> tuple[str, bool] | None:
+        text = plain(found.content).strip()
+        alone = _expression(text)
+        if alone is not None:
+            return alone, True
+        for line in reversed(text.splitlines()):
+            for side in line.split("="):
+                for run in _runs(side):
+                    expression = _expression(run)
+                    if expression is not None and any(op in expression[1:] for op in "+-*/"):
+                        return expression, False
+        return None
+
+    def correct(self, answer: Answer, problem: Problem) -> bool:
+        expression = parse(answer.value)
+        asked = problem.answer
+        return (
+            sorted(numbers(expression)) == sorted(asked["numbers"]) and value(expression) == asked["target"]
+        )
+
+    def gold(self, problem: Problem) -> str:
+        asked = problem.answer
+        if not isinstance(asked, dict) or set(asked) != {"numbers", "target"}:
+            raise ValueError(
+                f'answer of problem {problem.id!r} must be {{"numbers": [...], "target": ...}}, got {asked!r}'
+            )
+        return str(asked["target"])
+
+
+def _runs(text: str) -> Iterator[str]:
+    """The longest stretches of arithmetic within a text, the last one first."""
+    cleaned = "".join(c if c in _CHARACTERS else "\n" for c in text[-LENGTH:])
+    for run in reversed(cleaned.split("\n")):
+        yield run.strip().strip(".").strip()
+
+
+def _expression(text: str) -> str | None:
+    """The canonical form of an expression that has a value; None for any other text."""
+    try:
+        expression = parse(text)
+        value(expression)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return canonical(expression)

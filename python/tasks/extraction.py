@@ -1,0 +1,179 @@
+r"""Where in a text its answer stands, and numbers however they are written.
+
+A mark is a form in which tasks ask for answers: `tags` <answer>18</answer>, `boxed` \boxed{18}, `hashes` a
+last line "#### 18", `bare` the answer and nothing else. An answer with the mark that was asked for is
+formatted; one found elsewhere is an answer all the same. Every function takes time linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+MARKS = ("tags", "boxed", "hashes", "bare")
+TAIL = 20_000  # characters of a text that are looked at, from its end
+
+_TAG = re.compile(r"<(/?)\s*answer\s*>", re.IGNORECASE)
+_BRACE = re.compile(r"(\\(?:boxed|fbox)\s{0,9}\{)|\\.|[{}]", re.DOTALL)
+_PHRASE = re.compile(r"\banswer\b\W{0,4}(?:is\b|[:：=])[\s:*]*([^\n]*)", re.IGNORECASE)
+_SENTENCE = re.compile(r"[.;!?](?=\s|$)")
+
+_NUMBER = re.compile(
+    r"""(?<![\w.])(?:(?<![\d)]\s)(?P<sign>[-+])\s?)?
+        (?:(?P<whole>\d{1,100})\s(?=\d{1,100}\s?/\s?\d))?       # 2 1/2
+        (?P<integer>\d{1,3}(?:,\d{2,3}){0,30},\d{3}(?!\d)|\d{1,100})?
+        (?P<decimals>\.\d{1,100})?
+        (?:[eE](?P<exponent>[-+]?\d{1,2}))?
+        (?:\s?/\s?(?P<denominator>\d{1,100})(?![.]?\d))?""",
+    re.VERBOSE | re.ASCII,
+)
+_CURRENCY = re.compile(r"(?<!\w)[$€£¥₹]\s?(?=[-+.\d])")
+_RATIO = re.compile(r"\(\((\d{1,100})\)/\((\d{1,100})\)\)", re.ASCII)
+_AROUND = "$€£¥₹ \t\n*_`'\"()"
+
+_LATEX = [
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"((\1)/(\2))"),
+        (r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:times|cdot|ast)(?![a-zA-Z])", "*"),
+        (r"\\div(?![a-zA-Z])", "/"),
+        (r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[;:()\[\]]", " "),
+        (r"\\!", ""),
+        (r"\\,", "\u2009"),
+        (r"\{,\}", ","),
+        (r"\\([%$&#])", r"\1"),
+    )
+]
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d\u2796", "-"),
+        **dict.fromkeys("\u00d7\u22c5\u00b7\u2217\u2715", "*"),
+        **dict.fromkeys("\u00f7\u2215\u2044\u2797", "/"),
+        "\u2795": "+",
+        "\u066b": ".",
+        "\u066c": ",",
+        "\u202f": "\u2009",
+        "\u00a0": "\u2009",
+        "\ufeff": None,
+        "\u200b": None,
+    }
+)
+_THIN = re.compile(r"(?<=\d)\u2009(?=\d{3}(?!\d))")
+
+
+class Found(NamedTuple):
+    """A place of a text where its answer may stand."""
+
+    mark: str  # of MARKS; "said" for what follows "answer is", "text" for the whole text
+    content: str
+    asked: bool  # by this mark or, for the whole text, by no mark
+
+
+def marked(text: str, asked: str | None = None) -> Iterator[Found]:
+    """Where the answer may stand, best guess first: the last of each mark, what is said, the whole text.
+
+    asked: the mark that was asked for, which comes first; None takes any.
+    """
+    text = text[-TAIL:].strip()
+    found = {"tags": _tagged(text), "boxed": boxed(text), "hashes": _hashed(text)}
+    for mark in sorted(found, key=lambda mark: mark != asked):
+        content = (found[mark] or "").strip()
+        if content:
+            yield Found(mark, content, asked in (mark, None))
+    said = [_SENTENCE.split(rest)[0].strip() for rest in _PHRASE.findall(text)]
+    yield from (Found("said", rest, False) for rest in [rest for rest in said if rest][-1:])
+    if text:
+        yield Found("text", text, asked in ("bare", None))
+
+
+def boxed(text: str) -> str | None:
+    r"""What stands in the last \boxed{...} whose braces are closed; None without one."""
+    opened: list[int | None] = []  # for each open brace, where its box begins, if it is one's
+    last, content = -1, None
+    for brace in _BRACE.finditer(text):
+        if brace[1] or brace[0] == "{":
+            opened.append(brace.end() if brace[1] else None)
+        elif brace[0] == "}" and opened:
+            start = opened.pop()
+            if start is not None and start > last:
+                last, content = start, text[start : brace.start()]
+    return content
+
+
+def plain(text: str) -> str:
+    """The text with ASCII digits, signs and operators in place of those of other scripts and of LaTeX."""
+    text = "".join(map(_ascii, text[-TAIL:])).translate(_SIGNS)
+    for pattern, instead in _LATEX * 2:  # twice: a fraction within a fraction
+        text = pattern.sub(instead, text)
+    return _THIN.sub("", text).replace("\u2009", " ")
+
+
+def number(text: str) -> Fraction | None:
+    """The number that the text is, up to currency, per cent and emphasis; None where it is none, or more."""
+    rest = _simple(plain(text)).strip(_AROUND).rstrip(_AROUND + ".%")
+    sign, rest = (rest[0], rest[1:]) if rest[:1] in ("-", "+") else ("", rest)
+    match = _NUMBER.fullmatch(sign + rest.lstrip(_AROUND))
+    return None if match is None else _fraction(match)
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text, None without one; a hyphen between digits is no sign."""
+    last = None
+    for match in _NUMBER.finditer(_simple(plain(text))):
+        found = _fraction(match)
+        last = last if found is None else found
+    return last
+
+
+def _simple(text: str) -> str:
+    """((1)/(2)), which `plain` makes of LaTeX's fractions, as 1/2, and -$5 as -5."""
+    return _CURRENCY.sub("", _RATIO.sub(r" \1/\2", text))
+
+
+def _fraction(match: re.Match[str]) -> Fraction | None:
+    whole, integer, decimals, denominator = match.group("whole", "integer", "decimals", "denominator")
+    if integer is None and decimals is None:
+        return None
+    size = Fraction((integer or "0").replace(",", "") + (decimals or ""))
+    size *= Fraction(10) ** int(match["exponent"] or 0)
+    if denominator is not None:
+        if int(denominator) == 0:
+            return None
+        size /= int(denominator)
+    size += int(whole or 0)
+    return -size if match["sign"] == "-" else size
+
+
+def _ascii(character: str) -> str:
+    """A digit or fraction of any script as ASCII; a full-width sign as the common one."""
+    if character.isascii():
+        return character
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.digit(character))
+    simple = unicodedata.normalize("NFKC", character)
+    if category == "No" and "\u2044" in simple:
+        return f" {simple}"  # 2½ is 2 1/2
+    return simple if "\uff01" <= character <= "\uff5e" else character
+
+
+def _tagged(text: str) -> str | None:
+    """What stands in the last <answer> ... </answer>."""
+    opened = content = None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened = tag.end()
+        elif opened is not None:
+            content, opened = text[opened : tag.start()], None
+    return content
+
+
+def _hashed(text: str) -> str | None:
+    """The rest of the last line that has ####."""
+    _, hashes, rest = text.rpartition("####")
+    return rest.partition("\n")[0] if hashes else None

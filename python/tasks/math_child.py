@@ -1,0 +1,39 @@
+"""LaTeX compared by math-verify, in a worker's process, which loads this file by its path."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Basic, Float, Rational, latex
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # the worker sees to the time, as it must in threads
+
+# Alone: what is not LaTeX would go through sympy's `parse_expr`, which evaluates code.
+_LATEX = [LatexExtractionConfig()]
+
+
+def canonical(text: str) -> str | None:
+    """One LaTeX text for expressions that sympy makes the same object of; None for what it cannot read."""
+    found = _parsed(text)
+    if not found:
+        return None
+    simple = found[0].doit() if isinstance(found[0], Basic) else found[0]
+    if isinstance(simple, Float):
+        simple = Rational(str(simple))
+    written = str(latex(simple))
+    return written if equal(text, written) and equal(written, text) else None
+
+
+def equal(gold: str, other: str) -> bool:
+    """Whether two LaTeX texts say the same."""
+    left, right = _parsed(gold), _parsed(other)
+    return bool(left and right and verify(left, right, timeout_seconds=None))
+
+
+def _parsed(text: str) -> list[Any]:
+    found: list[Any] = parse(
+        f"${text}$", extraction_config=_LATEX, fallback_mode="no_fallback", parsing_timeout=None
+    )
+    return found

@@ -1,0 +1,99 @@
+"""The scorer `math`: expressions in LaTeX, compared by math-verify in a process that can be killed."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from .extraction import Found, last_number, number, plain
+from .problems import Answer, Problem
+from .scoring import Marked, written
+from .worker import Worker, WorkerError
+
+LIMIT = 5.0  # seconds: what takes longer equals nothing but itself
+MEMORY = 4 << 30  # bytes of address space, a hundredfold of what math-verify takes
+LENGTH = 300  # characters of an expression that is worth reading
+CACHE = 100_000  # members mostly repeat each other
+
+_INLINE = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'-]{2,}(?: [A-Za-z'-]+)*")
+
+
+class Mathematics(Marked):
+    r"""An expression, equal to whatever math-verify finds equal; the last $...$ or number without a mark.
+
+    10\% is 10. An expression that math-verify fails on, or for which it takes more than LIMIT seconds, is a text
+    that equals itself alone. RuntimeError without math-verify.
+    """
+
+    kind = "math"
+
+    def __init__(self, asked: str | None = None) -> None:
+        super().__init__(asked)
+        if find_spec("math_verify") is None:
+            raise RuntimeError("the scorer 'math' needs math-verify: pip install 'thickets[language]'")
+        self._worker = Worker(str(Path(__file__).with_name("math_child.py")), LIMIT, MEMORY)
+        self._canonical = lru_cache(CACHE)(self._read_expression)
+        self._equal = lru_cache(CACHE)(self._compare)
+
+    def read(self, found: Found) -> tuple[str, bool] | None:
+        if found.mark != "text":
+            return self._canonical(_bare(found.content)), True
+        inline = [next(filter(None, match.groups())) for match in _INLINE.finditer(found.content)]
+        if inline:
+            alone = _INLINE.fullmatch(found.content) is not None
+            return self._canonical(_bare(inline[-1])), alone
+        if len(found.content.split()) == 1 and "\\boxed" not in found.content:
+            return self._canonical(_bare(found.content)), True
+        value = last_number(found.content)
+        return None if value is None else (str(value), False)
+
+    def correct(self, answer: Answer, problem: Problem) -> bool:
+        gold = self.gold(problem)
+        if answer.value == gold:
+            return True
+        if number(gold) is not None and number(answer.value) is not None:
+            return False
+        return self._equal(written(problem), answer.value)
+
+    def gold(self, problem: Problem) -> str:
+        return self._canonical(_bare(written(problem)))
+
+    def _read_expression(self, text: str) -> str:
+        """One text for equal expressions, as far as they are easily made the same."""
+        simple = plain(text).strip()
+        value = number(simple)
+        if value is not None:
+            return str(value)
+        if _WORDS.fullmatch(simple):
+            return simple.casefold()
+        unread = "".join(simple.split())
+        if len(text) > LENGTH:
+            return unread
+        try:
+            read = self._worker.call("canonical", _without_percent(text))
+        except WorkerError:
+            return unread
+        if read is None:
+            return unread
+        value = number(read)
+        return read if value is None else str(value)
+
+    def _compare(self, gold: str, other: str) -> bool:
+        if max(len(gold), len(other)) > LENGTH:
+            return False
+        try:
+            return bool(self._worker.call("equal", _without_percent(gold), other))
+        except WorkerError:
+            return False
+
+
+def _without_percent(text: str) -> str:
+    return text.replace("\\%", "").replace("%", "")
+
+
+def _bare(text: str) -> str:
+    """An expression without the dollars, spaces and the full stop around it."""
+    return text.strip().strip("$").strip().removesuffix(".")
