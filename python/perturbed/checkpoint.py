@@ -31,19 +31,15 @@ class _Followed(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def _kind(module: str, name: str) -> type | tuple[()]:
-    """A class of a library for isinstance; nothing is an instance before somebody has imported it."""
-    return getattr(sys.modules.get(module), name, ())
-
-
 def is_transformers(model: nn.Module) -> bool:
     """Whether the model is one of the library transformers."""
-    return isinstance(model, _kind("transformers.modeling_utils", "PreTrainedModel"))
+    library = sys.modules.get("transformers.modeling_utils")  # else nothing can be one
+    return library is not None and isinstance(model, library.PreTrainedModel)
 
 
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether the module is transformers' Conv1D, a linear layer whose weight is stored [K, O]."""
-    return isinstance(module, _kind("transformers.pytorch_utils", "Conv1D"))
+def conv1d() -> type[nn.Module] | None:
+    """transformers' Conv1D, a linear layer whose weight is stored [K, O], if somebody has imported it."""
+    return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
 
 
 def checkpoint_segments(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Segment, ...]]:
@@ -116,7 +112,7 @@ def _renamed_as_saved(model: Any, name: str) -> str:
 
 
 def outside_of_language(model: nn.Module) -> list[str] | None:
-    """Globs of the canonical names that are not of a vision-language model's language part; None for others."""
+    """Globs of the names outside of a vision-language model's language part; None for other models."""
     if not is_transformers(model) or getattr(model.config, "vision_config", None) is None:
         return None
     parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]

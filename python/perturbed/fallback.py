@@ -36,11 +36,15 @@ class ArgumentNames:
 
 
 class Slow:
-    """Runs one module member by member, always or where it must; `perturbed` is by the module's own names."""
+    """Runs one module member by member, always or where it must; `perturbed` is by the module's own names.
 
-    def __init__(self, module: nn.Module, members: Members, always: bool) -> None:
+    tokens: its outputs may be of the tokens of the rows, [T, ...] with T a multiple of R.
+    """
+
+    def __init__(self, module: nn.Module, members: Members, always: bool, tokens: bool = False) -> None:
         self.members = members
         self.always = always
+        self.tokens = tokens
         self.names = ArgumentNames(module)
         self.perturbed = {
             name: tensor.parameter for name, tensor in module.named_parameters() if isinstance(tensor, Guard)
@@ -91,6 +95,14 @@ class Slow:
         arguments = self.names.bind(args, kwargs)
         counts, split = self.members.row_counts(), False
         given = [index for index, rows in enumerate(counts) if rows] or [0]
+        shared = [
+            path for name, value in arguments.items() for path, leaf in leaves(value, name) if is_cache(leaf)
+        ]
+        if shared and len(given) > 1:
+            raise RuntimeError(
+                f"{type(module).__name__} runs member by member and cannot share {shared[0]}, a cache, among "
+                "them: exclude its parameters, or run one member at a time (chunk=1)"
+            )
         calls: list[tuple[int, Sequence[Any], dict[str, Any]]] = []
         for index in given:
 
@@ -104,19 +116,13 @@ class Slow:
             calls.append((index, list(own.values())[: len(args)], dict(list(own.items())[len(args) :])))
         if not split:
             raise FoldError("it is given no tensor of the batch")
-        shared = [
-            path for name, value in arguments.items() for path, leaf in leaves(value, name) if is_cache(leaf)
-        ]
-        if shared and len(calls) > 1:
-            raise RuntimeError(
-                f"{type(module).__name__} runs member by member and cannot share {shared[0]}, a cache, among "
-                "them: exclude its parameters, or run one member at a time (chunk=1)"
-            )
 
         def join(path: str, tensors: Sequence[Tensor]) -> Tensor:
             hidden = isinstance(module, nn.RNNBase) and path.startswith("output[1]") and tensors[0].dim() == 3
             for index, tensor in zip(given, tensors, strict=True):
-                if tensor.dim() <= hidden or tensor.shape[hidden] != counts[index]:
+                size = tensor.shape[hidden] if tensor.dim() > hidden else None
+                each = size is not None and self.tokens and counts[index] and size % counts[index] == 0
+                if size != counts[index] and not each:
                     raise FoldError(
                         f"its {path} {tuple(tensor.shape)} does not have the leading size {counts[index]} "
                         "of the batch"

@@ -11,16 +11,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from . import norms
+from . import experts, norms
+from .checkpoint import conv1d
+from .continued import continued
 from .members import FoldError, Members
 from .parameters import NamedParameter
 
 Slots = Mapping[str, NamedParameter]  # the layer's parameters by attribute: weight, bias or both
-Layer = Callable[[Any, Tensor, Members, Slots], Tensor]  # of the module, its folded input, ...
+Layer = Callable[..., Any]  # of the module, its folded inputs, the members and the slots
 
 
 def linear(module: Any, x: Tensor, members: Members, slots: Slots) -> Tensor:
     return members.linear(x, slots["weight"], slots.get("bias"))
+
+
+def token_linear(module: Any, x: Tensor, members: Members, slots: Slots) -> Tensor:
+    return members.token_linear(x, slots["weight"], slots.get("bias"))
 
 
 def embedding(module: Any, ids: Tensor, members: Members, slots: Slots) -> Tensor:
@@ -91,16 +97,21 @@ LAYERS: dict[type[nn.Module], Layer] = {
 def known_layer(module: nn.Module, slots: Slots) -> Layer | str:
     """The function that runs this module for N members, or why there is none, in words.
 
-    Known is a module whose forward is the stock one and whose parameters are the stock ones, and an RMS norm
-    that a library wrote itself (norms.py).
+    Known is a module whose forward is the stock one and whose parameters are the stock ones, and what a
+    library wrote itself and norms.py, continued.py or experts.py recognises.
     """
-    stock = next((kind for kind in LAYERS if isinstance(module, kind)), None)
+    library = conv1d()
+    layers = LAYERS if library is None else {**LAYERS, library: linear}
+    stock = next((kind for kind in layers if isinstance(module, kind)), None)
+    own = "forward" in vars(module)
     if stock is None:
-        norm = None if "forward" in vars(module) else norms.recognised(module, slots)
-        return norm or "it uses its parameters itself"
+        finders = (norms.recognised, continued, experts.recognised)
+        found = None if own else next(filter(None, (find(module, slots) for find in finders)), None)
+        return found or "it uses its parameters itself"
     methods = ["forward", "__call__", "_call_impl"] + ["_conv_forward"] * issubclass(stock, _ConvNd)
-    if "forward" in vars(module) or any(getattr(type(module), m) is not getattr(stock, m) for m in methods):
-        return f"its forward is not that of {stock.__name__}"
+    if own or any(getattr(type(module), m) is not getattr(stock, m) for m in methods):
+        found = continued(module, slots) if stock is nn.Embedding and not own else None
+        return found or f"its forward is not that of {stock.__name__}"
     if module._forward_pre_hooks:
         return "a forward pre-hook may change its parameters"
     if not slots.keys() <= {"weight", "bias"} or "weight" not in module._parameters:
@@ -109,7 +120,7 @@ def known_layer(module: nn.Module, slots: Slots) -> Layer | str:
         return "its parameters are several of the checkpoint"
     if len({parameter.tensor.dtype for parameter in slots.values()}) > 1:
         return "its parameters differ in dtype"
-    return _unusual(module, slots) or LAYERS[stock]
+    return _unusual(module, slots) or layers[stock]
 
 
 def _unusual(module: nn.Module, slots: Slots) -> str | None:

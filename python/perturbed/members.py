@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..functional import grouped_linear, perturb_, perturbed_embedding, perturbed_linear, perturbed_vector
 from .parameters import NamedParameter
+from .segments import Segment
 
 
 class FoldError(RuntimeError):
@@ -119,6 +120,43 @@ class Members:
             precision=self.precision,
             backend=self.backend,
         )
+
+    def token_linear(self, x: Tensor, weight: NamedParameter, bias: NamedParameter | None) -> Tensor:
+        """As `linear`, of tokens [T, K] too: those of the folded batch [R, T / R, K], in its order."""
+        if x.dim() != 2 or not self.rows or x.shape[0] <= self.rows or x.shape[0] % self.rows:
+            return self.linear(x, weight, bias)
+        return self.linear(x.unflatten(0, (self.rows, -1)), weight, bias).flatten(0, 1)
+
+    def block_linear(
+        self, x: Tensor, offsets: Tensor, weight: NamedParameter, index: int, segments: Sequence[Segment]
+    ) -> Tensor:
+        """x [T, K] with offsets times the members' matrices [O, K] at an index of a stack: [T, O].
+
+        segments: those of that matrix, in the order of its rows.
+        """
+        if not weight.perturbed:
+            return F.linear(x, weight.tensor[index])
+        if self.stored:
+            stored = self.stored[weight.name][:, index]
+            return grouped_linear(x, stored, offsets=offsets, backend=self.backend)
+        parts = [
+            perturbed_linear(
+                x,
+                segment.of(weight.tensor),
+                seeds=self.seeds,
+                sigmas=self.sigmas,
+                name=segment.name,
+                noise=self.noise,
+                scale=float(segment.name in weight.chosen),
+                origin=segment.origin,
+                full_cols=segment.full_cols,
+                offsets=offsets,
+                precision=self.precision,
+                backend=self.backend,
+            )
+            for segment in segments
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def matrix(self, weight: NamedParameter) -> Tensor:
         """The matrix view [O, K] of the base's weight; a contiguous copy of one that is stored transposed."""

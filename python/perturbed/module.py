@@ -36,9 +36,9 @@ def perturb(
 
     noise: the family, "normal", "normal4", "rademacher", "hadamard" or "lowrank-R"; precision: "exact" never
     rounds W' = W + s eps to W's dtype, "storage" does. include, exclude: which parameters are perturbed, all
-    by default; a str is a glob of canonical names, a re.Pattern is searched in them, a list holds either. Of a
-    vision-language model of transformers the default is the language part, exclude=[] perturbs all of it.
-    names: other canonical names for some parameters. strict: raise where a module would run member by member.
+    by default (of a vision-language model of transformers its language part; exclude=[] perturbs all); a str
+    is a glob of canonical names, a re.Pattern is searched in them, a list holds either. names: other
+    canonical names for some parameters. strict: raise where a module would run member by member.
 
     Linear, Embedding, LayerNorm, RMSNorm, BatchNorm, GroupNorm, Conv1d and Conv2d run all members at once;
     any other module that uses a perturbed parameter runs member by member, which a SlowPathWarning says once.

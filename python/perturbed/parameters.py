@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from ..checks import INDEX_LIMIT, STORAGE
 from ..noise import parameter_id
-from .checkpoint import checkpoint_segments, is_transposed_linear
+from .checkpoint import checkpoint_segments, conv1d
 from .segments import Segment
 
 Filter = str | re.Pattern[str]
@@ -155,13 +155,14 @@ def collect(
 
 def _stored_otherwise(model: nn.Module) -> dict[int, dict[str, bool]]:
     """Which weights, by id(), are stored otherwise than their shape says: fields of their segments."""
-    fields = {id(m.weight): {"convolution": True} for m in model.modules() if _convolves(m)}
-    fields.update((id(m.weight), {"transposed": True}) for m in model.modules() if is_transposed_linear(m))
+    library = conv1d()
+    fields = {}
+    for module in model.modules():
+        if isinstance(module, _ConvNd) and not module.transposed:
+            fields[id(module.weight)] = {"convolution": True}
+        elif library is not None and isinstance(module, library):
+            fields[id(module.weight)] = {"transposed": True}
     return fields
-
-
-def _convolves(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and not module.transposed
 
 
 def _refuse_large(name: str, rows: int, cols: int) -> None:

@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
+from .experts import StackedExperts
 from .fallback import SOMETIMES_SLOW, MemberByMember, Slow
 from .guards import Guard, ReadError, tensors_in
-from .layers import known_layer
+from .layers import Layer, known_layer, linear, token_linear
 from .members import FoldError, Members
 from .parameters import NamedParameter, inner_module, unwrapped
 
@@ -28,9 +29,9 @@ from .parameters import NamedParameter, inner_module, unwrapped
 class FastLayer(nn.Module):
     """Put in front of a known layer's class: its forward runs all members."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Any:
         layer, members, slots = self.__dict__["thickets_fast"]
-        return super().forward(x) if members.alone else layer(self, x, members, slots)
+        return super().forward(*inputs) if members.alone else layer(self, *inputs, members, slots)
 
 
 CALLS = (nn.Module._call_impl.__code__, MemberByMember.__call__.__code__)  # frames of a running module
@@ -72,10 +73,18 @@ class Twin:
         self.slow: dict[str, str] = {}
         for module in self.module.modules():
             self._install(module)
+        for module in self.module.modules():
+            self._install_routing(module)
 
     def _install(self, module: nn.Module) -> None:
-        """Decide how a module runs; one without a perturbed parameter of its own mostly runs as it is."""
+        """Decide how a module runs; one without a perturbed parameter of its own mostly runs as it is.
+
+        A parameter is not its own that a module in it has too, as the tied bias of some heads.
+        """
         own = [key for key, tensor in module._parameters.items() if isinstance(tensor, Guard)]
+        if own and module._modules:
+            below = {id(tensor) for child in module.children() for tensor in child.parameters()}
+            own = [key for key in own if id(module._parameters[key]) not in below]
         if is_parametrized(module) and any(isinstance(tensor, Guard) for tensor in module.parameters()):
             self.run_slowly(module, "its parameters are parametrized")
         elif own:
@@ -90,19 +99,40 @@ class Twin:
         elif isinstance(module, SOMETIMES_SLOW):
             self._swap(module, always=False)
 
-    def run_slowly(self, module: nn.Module, reason: str) -> None:
-        """Run a module member by member from now on, or the one around it that has a forward."""
+    def _install_routing(self, module: nn.Module) -> None:
+        """Let a block of experts of transformers give its layers tokens [T, K], or run it member by member.
+
+        Experts that are modules are given the rows that chose them: no layer could tell whose they are, and
+        their number may be that of the folded batch by chance.
+        """
+        experts = module._modules.get("experts")
+        if experts is None or not _plain(module).__module__.startswith("transformers"):
+            return
+        perturbed = any(isinstance(tensor, Guard) for tensor in experts.parameters())
+        if perturbed and not isinstance(_layer(experts), StackedExperts):
+            self.run_slowly(module, "it gives its experts rows of their own", tokens=True)
+            return
+        for child in module.modules():
+            if _layer(child) is linear:
+                _, *rest = vars(child)["thickets_fast"]
+                vars(child)["thickets_fast"] = token_linear, *rest
+
+    def run_slowly(self, module: nn.Module, reason: str, tokens: bool = False) -> None:
+        """Run a module member by member from now on, or the one around it that has a forward.
+
+        tokens: its outputs may be of the tokens of the rows.
+        """
         name = self.names[id(module)]
         while name and type(module).forward is nn.Module.forward and "forward" not in vars(module):
             name = name.rpartition(".")[0]
             module = self.module.get_submodule(name)
             reason = "it uses the parameters of a container"
-        self._swap(module, always=True)
+        self._swap(module, always=True, tokens=tokens)
         self.slow[name] = f"{name or 'the model'} ({_plain(module).__name__}): {reason}"
 
-    def _swap(self, module: nn.Module, always: bool) -> None:
+    def _swap(self, module: nn.Module, always: bool, tokens: bool = False) -> None:
         module.__class__ = _subclass(MemberByMember, _plain(module))
-        vars(module)["thickets_slow"] = Slow(module, self.members, always)
+        vars(module)["thickets_slow"] = Slow(module, self.members, always, tokens)
 
     @property
     def slow_root(self) -> Slow | None:
@@ -176,6 +206,12 @@ class Twin:
                 raise RuntimeError(
                     f"{name} must be in eval mode, got training mode: call eval() on the model"
                 )
+
+
+def _layer(module: nn.Module) -> Layer | None:
+    """The layer function that runs a module."""
+    layer: Layer | None = vars(module).get("thickets_fast", (None,))[0]
+    return layer
 
 
 def _random(module: nn.Module) -> bool:
