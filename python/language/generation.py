@@ -92,6 +92,8 @@ def generate(
     if stored == "auto":
         stored = worth_storing(pm, len(prompts), decoding.max_new_tokens)
     seeds, sigmas = members_tensors(seeds, sigmas, device)
+    if not len(seeds):
+        raise ValueError("seeds must be at least one, got none")
 
     def of_some(indices: list[int]) -> Generations:
         with pm.members(seeds[indices], sigmas[indices], fold=False, stored=bool(stored)):
