@@ -43,7 +43,7 @@ KINDS = [(noise, torch.float32) for noise in FAMILIES]
 KINDS += [("normal", torch.bfloat16), ("hadamard", torch.float16)]
 
 
-@pytest.mark.parametrize(("noise", "dtype"), KINDS)
+@pytest.mark.parametrize(("noise", "dtype"), KINDS, ids=str)
 def test_rows_of_any_owners_equal_each_row_alone(
     place: Place, noise: str, dtype: torch.dtype, poisoned_empty: None
 ) -> None:
@@ -105,24 +105,16 @@ def test_the_order_of_the_batch_changes_nothing(owners: list[int], random: Any) 
     torch.testing.assert_close(perturbed_rows(x[order], weight, shuffled, **options), straight[order])
 
 
-def test_a_row_shared_by_two_ranks_sums_to_the_whole() -> None:
-    owners, x, weight = torch.tensor(OWNERS), randn(7, 96), randn(5, 96)
-    members = {"seeds": SEEDS, "sigmas": SIGMAS, "name": "w"}
-    for noise in FAMILIES:
-        whole = perturbed_rows(x, weight, owners, noise=noise, **members)
-        parts = [
-            perturbed_rows(
-                x[:, at : at + 48],
-                weight[:, at : at + 48],
-                owners,
-                noise=noise,
-                origin=(0, at),
-                full_cols=96,
-                **members,
-            )
-            for at in (0, 48)
-        ]
-        torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("noise", FAMILIES)
+def test_the_products_of_two_ranks_sum_to_the_whole(place: Place, noise: str) -> None:
+    owners = torch.tensor(OWNERS, device=place.device)
+    x, weight = randn(7, 96, device=place.device), randn(5, 96, device=place.device)
+    members = {"seeds": SEEDS, "sigmas": SIGMAS, "name": "w", "noise": noise, "backend": place.backend}
+    whole = perturbed_rows(x, weight, owners, **members)
+    left, right = slice(0, 48), slice(48, 96)
+    one = perturbed_rows(x[:, left], weight[:, left], owners, full_cols=96, **members)
+    two = perturbed_rows(x[:, right], weight[:, right], owners, origin=(0, 48), full_cols=96, **members)
+    torch.testing.assert_close(one + two, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_base(place: Place) -> None:

@@ -184,6 +184,9 @@ def test_what_a_layer_does_not_say_is_refused() -> None:
     absorbed.W_UV = torch.zeros(1)
     assert "attention holds products of it that would not change" in refusal(absorbed)
 
+    adapted = model_of(o=model_of(base_layer=Row(8, [4], (0, 1), False, F32)))
+    assert "adapters wrap its layer" in refusal(adapted)
+
     twice = model_of(a=Linear(8, [4], (0, 1), False, F32), b=Linear(8, [4], (0, 1), False, F32))
     assert "'a.weight' is 'a.weight' already" in refusal(twice, packed={"b": ["a"]})
 

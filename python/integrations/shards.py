@@ -63,6 +63,8 @@ def _segments(name: str, tensor: Tensor, layer: Any, model: nn.Module, packed: P
     own = name.rpartition(".")[2]
     if tensor.dtype not in STORAGE:
         raise _unknown(name, f"{tensor.dtype} are no plain weights")
+    if ".base_layer." in name:
+        raise _unknown(name, "adapters wrap its layer; switch them off")
     if own in ("w13_weight", "w2_weight"):
         return _experts(name, tensor, layer, model)
     if own in ("weight", "bias"):
