@@ -8,7 +8,9 @@ import pytest
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [page for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md") if page.exists()]
+PAGES = [
+    page for page in (ROOT / "README.md", ROOT / "docs/tutorial.md", ROOT / "docs/vllm.md") if page.exists()
+]
 
 
 def blocks(page):

@@ -52,7 +52,7 @@ class WorkerExtension:
         return self._live_weights
 
     def perturb_self_weights(
-        self, seed: int, noise_scale: float, coeff: float | bool = 1.0, negate: bool = False
+        self, seed: int, noise_scale: float, coeff: bool | float = 1.0, negate: bool = False
     ) -> bool:
         """Add noise_scale * coeff * eps(seed) to the weights as they are, or subtract it with `negate`.
 
@@ -60,7 +60,7 @@ class WorkerExtension:
         strategies, which lasts: it changes the base, and `restore_self_weights` does not know it.
         """
         if isinstance(coeff, bool):
-            coeff, negate = 1.0, coeff
+            negate, coeff = coeff, 1.0
         strength = float(noise_scale) * float(coeff) * (-1 if negate else 1)
         if coeff == 1:
             self.live_weights.add(int(seed), strength)
@@ -128,8 +128,8 @@ class WorkerExtension:
 
         The tensor-parallel ranks of all engines make a group each, at master_port + their rank.
         """
-        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
-        from vllm.distributed.utils import StatelessProcessGroup
+        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator  # type: ignore
+        from vllm.distributed.utils import StatelessProcessGroup  # type: ignore
 
         group = StatelessProcessGroup.create(
             host=master_address,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ class LiveWeights:
         """Add noise to the weights, or of one seed to the base, written over the weights."""
         given = members_tensors(seeds, coefficients, self._device)
         for name, segment, block in self._blocks:
-            place = {
+            place: dict[str, Any] = {
                 "name": segment.name,
                 "noise": self._noise,
                 "origin": segment.origin,
