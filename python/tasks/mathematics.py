@@ -18,14 +18,15 @@ LENGTH = 300  # characters of an expression that is worth reading
 CACHE = 100_000  # members mostly repeat each other
 
 _INLINE = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_BROKEN = re.compile(r"\\boxed|</?\s*answer|####", re.IGNORECASE)  # a mark with nothing in it
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]{2,}(?: [A-Za-z'-]+)*")
 
 
 class Mathematics(Marked):
     r"""An expression, equal to whatever math-verify finds equal; the last $...$ or number without a mark.
 
-    10\% is 10. An expression that math-verify fails on, or for which it takes more than LIMIT seconds, is a text
-    that equals itself alone. RuntimeError without math-verify.
+    10\% is 10. An expression that math-verify fails on, or for which it takes more than LIMIT seconds, is a
+    text that equals itself alone. RuntimeError without math-verify.
     """
 
     kind = "math"
@@ -39,16 +40,16 @@ class Mathematics(Marked):
         self._equal = lru_cache(CACHE)(self._compare)
 
     def read(self, found: Found) -> tuple[str, bool] | None:
-        if found.mark != "text":
-            return self._canonical(_bare(found.content)), True
-        inline = [next(filter(None, match.groups())) for match in _INLINE.finditer(found.content)]
-        if inline:
-            alone = _INLINE.fullmatch(found.content) is not None
-            return self._canonical(_bare(inline[-1])), alone
-        if len(found.content.split()) == 1 and "\\boxed" not in found.content:
-            return self._canonical(_bare(found.content)), True
-        value = last_number(found.content)
-        return None if value is None else (str(value), False)
+        text, alone = found.content, True
+        if found.mark in ("said", "text"):
+            inline = [next(filter(None, match.groups())) for match in _INLINE.finditer(text)]
+            if inline:
+                text, alone = inline[-1], _INLINE.fullmatch(text) is not None
+            elif found.mark == "text" and (len(text.split()) > 1 or _BROKEN.search(text)):
+                value = last_number(text)
+                return None if value is None else (str(value), False)
+        expression = self._canonical(_bare(text))
+        return (expression, alone) if expression else None
 
     def correct(self, answer: Answer, problem: Problem) -> bool:
         gold = self.gold(problem)

@@ -51,7 +51,7 @@ def own_source(path: Path) -> Source:
 
 
 def pools(path: Path, read: Reader) -> tuple[list[Problem], list[Problem] | None]:
-    """The problems of a file, to be shared, or those of train.jsonl and of test.jsonl, if any, in a folder."""
+    """The problems of a file, to be shared, or those of a folder's train.jsonl and, if any, test.jsonl."""
     if not path.is_dir():
         return list(_problems(path, read)), None
     train, test = path / "train.jsonl", path / "test.jsonl"
@@ -66,10 +66,8 @@ def load_dataset(read: Reader, name: str, *configuration: str, split: str) -> li
         raise RuntimeError(
             f"{name} is loaded by the package datasets: pip install datasets, or give a local copy as data"
         )
-    from datasets import load_dataset as load
-
     try:
-        records = load(name, *configuration, split=split)
+        records = import_module("datasets").load_dataset(name, *configuration, split=split)
     except Exception as error:  # it has many, and those of the network beneath it
         raise RuntimeError(
             f"{name} could not be loaded, give a local copy as data: {type(error).__name__}: {error}"

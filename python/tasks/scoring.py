@@ -7,7 +7,6 @@
     contains   any text in which the answer's words stand
     countdown  arithmetic over given numbers that makes a target
 
-    brackets   the number in brackets, of the task `arithmetic`
 
 "number:boxed" is `number` asked for with the mark `boxed` (extraction.py): only answers so marked are
 formatted. Without a mark, one with any mark is, and so is a bare answer. Other scorers are imported into a
@@ -33,7 +32,6 @@ SCORERS = {  # name -> the module with that scorer, and its class
     "math": ("mathematics", "Mathematics"),
     "contains": ("scoring", "Contains"),
     "countdown": ("countdown", "Countdown"),
-    "brackets": ("arithmetic", "Brackets"),
 }
 
 
@@ -41,17 +39,16 @@ def open_scorer(spec: str, limit: float = 10.0) -> Scorer:
     """The scorer "name" or "name:mark", or one's own: "package.module:object", "file.py:object".
 
     One's own object (a module, or a class to be called without arguments, will do) has the functions
-    `extract(text, problem)` -> a text, an Answer or None, and `correct(value, problem)` -> bool; `problem` has
-    prompt, messages, answer and id. They run in another process and get `limit` seconds each. ValueError says
-    what exists.
+    `extract(text, problem)` -> a text, an Answer or None, and `correct(value, problem)` -> bool; `problem`
+    has prompt, messages, answer and id. They run in another process and get `limit` seconds each. ValueError
+    says what exists.
     """
     name, colon, mark = spec.partition(":")
     if name in SCORERS:
         module, made = SCORERS[name]
         kind = getattr(import_module(f"thickets.tasks.{module}"), made)
-        marks = MARKS if issubclass(kind, Marked) else ()
-        if colon and mark not in marks:
-            raise ValueError(f"scorer {name!r} must have a mark of {', '.join(marks)} or none, got {mark!r}")
+        if colon and mark not in MARKS:
+            raise ValueError(f"scorer {name!r} must have a mark of {', '.join(MARKS)} or none, got {mark!r}")
         scorer: Scorer = kind(mark) if colon else kind()
         return scorer
     if not name or not mark:

@@ -72,7 +72,7 @@ class Worker:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, __file__, self.target, str(self.limit), str(self.memory or 0)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])},
                 start_new_session=True,  # Ctrl-C is for the search alone
