@@ -13,6 +13,7 @@ from torch.func import functional_call
 from .folding import leaves, map_tensors
 from .guards import Guard
 from .members import FoldError, Members
+from .quantised import QuantisedLayer
 
 SEQUENCE_MODULES = (nn.MultiheadAttention, nn.RNNBase)  # those with an argument batch_first
 SOMETIMES_SLOW = (
@@ -20,6 +21,7 @@ SOMETIMES_SLOW = (
     nn.TransformerEncoder,
 )  # its nested tensors bypass its modules, zero padding
 HALVES = (torch.bfloat16, torch.float16)
+Call = tuple[int, Sequence[Any], dict[str, Any]]  # a member, and its arguments
 
 
 class ArgumentNames:
@@ -46,8 +48,12 @@ class Slow:
         self.always = always
         self.tokens = tokens
         self.names = ArgumentNames(module)
+        layers = [part for part in module.modules() if isinstance(part, QuantisedLayer)]
+        self.packed = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
         self.perturbed = {
-            name: tensor.parameter for name, tensor in module.named_parameters() if isinstance(tensor, Guard)
+            name: tensor.parameter
+            for name, tensor in self._own(module.named_parameters())
+            if isinstance(tensor, Guard)
         }
         dtypes = [p.tensor.dtype for p in self.perturbed.values() if members.precision == "exact"]
         self.half = next((dtype for dtype in dtypes if dtype in HALVES), None)
@@ -68,54 +74,34 @@ class Slow:
             return module.use_nested_tensor and arguments.get("src_key_padding_mask") is not None
         return self.always
 
-    def each(
-        self, module: nn.Module, calls: Iterable[tuple[int, Sequence[Any], dict[str, Any]]]
-    ) -> Iterator[Any]:
+    def each(self, module: nn.Module, calls: Iterable[Call]) -> Iterator[Any]:
         """The module's outputs of (member, args, kwargs), each from the module's present buffers.
 
-        16-bit modules run in float32 where their `exact` weights are float32.
+        16-bit modules run in float32 where their `exact` weights are float32. Layers with a packed weight in
+        them add its noise themselves (quantised.py).
         """
         parameters = module.named_parameters() if self.half else ()
-        fixed = [(name, tensor) for name, tensor in parameters if name not in self.perturbed]
+        fixed = [(name, t) for name, t in self._own(parameters) if name not in self.perturbed]
         for index, args, kwargs in calls:
             weights = self.members.weights_of(index, self.perturbed.values())
             state = dict(zip(self.perturbed, weights, strict=True))
             state.update((name, self._widened(tensor)) for name, tensor in fixed)
-            buffers = [(name, b) for name, b in module.named_buffers() if not isinstance(b, Guard)]
+            buffers = [(name, b) for name, b in self._own(module.named_buffers()) if not isinstance(b, Guard)]
             state.update((name, self._widened(buffer).clone()) for name, buffer in buffers)
-            self.members.alone = True
+            self.members.alone, self.members.turn, self.members.widened = True, index, self.half
             try:
                 output = functional_call(module, state, tuple(map(self._widen, args)), self._widen(kwargs))
             finally:
-                self.members.alone = False
+                self.members.alone, self.members.widened = False, None
             yield map_tensors(lambda _, tensor: self._narrowed(tensor), output, "output")
 
     def folded(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The output for folded arguments; FoldError if they cannot be split or the outputs joined."""
-        arguments = self.names.bind(args, kwargs)
-        counts, split = self.members.row_counts(), False
+        counts = self.members.row_counts()
         given = [index for index, rows in enumerate(counts) if rows] or [0]
-        shared = [
-            path for name, value in arguments.items() for path, leaf in leaves(value, name) if is_cache(leaf)
-        ]
-        if shared and len(given) > 1:
-            raise RuntimeError(
-                f"{type(module).__name__} runs member by member and cannot share {shared[0]}, a cache, among "
-                "them: exclude its parameters, or run one member at a time (chunk=1)"
-            )
-        calls: list[tuple[int, Sequence[Any], dict[str, Any]]] = []
-        for index in given:
-
-            def piece(path: str, tensor: Tensor, index: int = index) -> Tensor:
-                nonlocal split
-                dim = self._batch_dim(module, path, tensor)
-                split = split or dim is not None
-                return tensor if dim is None else self.members.split(tensor, dim)[index]
-
-            own = {name: map_tensors(piece, value, name) for name, value in arguments.items()}
-            calls.append((index, list(own.values())[: len(args)], dict(list(own.items())[len(args) :])))
-        if not split:
-            raise FoldError("it is given no tensor of the batch")
+        calls: list[Call] = [(given[0], args, kwargs)]
+        if len(given) > 1:
+            calls = self._split(module, args, kwargs, given)
 
         def join(path: str, tensors: Sequence[Tensor]) -> Tensor:
             hidden = isinstance(module, nn.RNNBase) and path.startswith("output[1]") and tensors[0].dim() == 3
@@ -130,6 +116,33 @@ class Slow:
             return torch.cat(list(tensors), dim=int(hidden))
 
         return joined(list(self.each(module, calls)), join)
+
+    def _split(
+        self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[int]
+    ) -> list[Call]:
+        """Folded arguments as a call for each member that has rows; RuntimeError if they hold a cache."""
+        arguments, split = self.names.bind(args, kwargs), False
+        for name, value in arguments.items():
+            for path, leaf in leaves(value, name):
+                if is_cache(leaf):
+                    raise RuntimeError(
+                        f"{type(module).__name__} runs member by member and cannot share {path}, a cache, "
+                        "among them: exclude its parameters, or run one member at a time (chunk=1)"
+                    )
+        calls: list[Call] = []
+        for index in given:
+
+            def piece(path: str, tensor: Tensor, index: int = index) -> Tensor:
+                nonlocal split
+                dim = self._batch_dim(module, path, tensor)
+                split = split or dim is not None
+                return tensor if dim is None else self.members.split(tensor, dim)[index]
+
+            own = {name: map_tensors(piece, value, name) for name, value in arguments.items()}
+            calls.append((index, list(own.values())[: len(args)], dict(list(own.items())[len(args) :])))
+        if not split:
+            raise FoldError("it is given no tensor of the batch")
+        return calls
 
     def stacked(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The output for arguments that all members share: every tensor [N, ...]."""
@@ -156,6 +169,10 @@ class Slow:
             return None
         got = tuple(tensor.shape)
         raise FoldError(f"its {path} {got} does not have the leading size {rows} of the batch")
+
+    def _own(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Those that are not of a layer with a packed weight."""
+        return ((name, tensor) for name, tensor in tensors if id(tensor) not in self.packed)
 
     def _widened(self, tensor: Tensor) -> Tensor:
         return tensor.float() if self.half and tensor.dtype in HALVES else tensor
