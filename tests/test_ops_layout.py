@@ -195,3 +195,13 @@ def test_outputs_do_not_require_grad(place: Place) -> None:
         randn(place, 3, 20), randn(place, 5, 20), seeds=SEEDS, sigmas=SIGMAS, name="w", backend=place.backend
     )
     assert not y.requires_grad
+
+
+def test_one_id_for_all_members_may_be_expanded(place: Place) -> None:
+    """Flattened, [N, 1] expanded from [1] is still a view of one element."""
+    weight, tail = randn(place, 5, 20), {"seeds": SEEDS, "sigmas": SIGMAS, "name": "w"}
+    one = torch.tensor([3], device=place.device)
+    expected = thickets.perturbed_embedding(torch.tensor([[3], [3]], device=place.device), weight, **tail)
+    for ids in (one, one.expand(2, 1), one.int(), one.int().expand(2, 1)):
+        rows = thickets.perturbed_embedding(ids, weight, **tail, backend=place.backend)
+        torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-6)

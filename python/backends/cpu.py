@@ -195,7 +195,7 @@ def embedding(
     count = len(seeds)
     if offsets is None and ids.dim() == 1:
         ids = ids.expand(count, -1)
-    flat = ids.reshape(-1).long()
+    flat = ids.reshape(-1).long().contiguous()  # of one id each, an expanded view is flat
     rows = torch.full((count,), ids.shape[-1]) if offsets is None else offsets.diff()
     out = torch.empty(*ids.shape, weight.shape[-1], dtype=weight.dtype)
     seeds, scales = (t.repeat_interleave(rows) for t in (seeds, sigmas * stream.scale))

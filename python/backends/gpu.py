@@ -131,7 +131,7 @@ class Ops:
         members = _members(seeds, sigmas, stream.scale, offsets, lines)
         out = weight.new_empty(_shape(lines, len(seeds), offsets, cols))
         self.kernels().perturbed_rows(
-            out.view(-1, cols), weight, members, Noise.of(stream, cols), ids.reshape(-1).long()
+            out.view(-1, cols), weight, members, Noise.of(stream, cols), ids.reshape(-1).long().contiguous()
         )
         return out
 
