@@ -50,7 +50,7 @@ def open_run(folder: Path, model: str | None = None, device: str = "auto", backe
 def answer(
     folder: Path, file: Path, how: str | None = None, model: str | None = None, **place: str
 ) -> dict[str, Any]:
-    """The experts' votes on the problems of a .jsonl file, as JSON values, and the accuracy if it has answers.
+    """The experts' votes on the problems of a .jsonl file as JSON values, with accuracy if it has answers.
 
     how: majority or weighted.
     """

@@ -18,7 +18,7 @@ Count = Annotated[int, typer.Option("--n", "-n", help="Members to score.")]
 
 
 class SeveralSigmas(TyperCommand):
-    """A command whose --sigma takes several values: --sigma 5e-4 1e-3, --sigma 5e-4,1e-3, or more than one."""
+    """A command whose --sigma takes several values: --sigma 5e-4 1e-3, or 5e-4,1e-3, or several."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give each value its own --sigma before anything is parsed."""

@@ -8,6 +8,7 @@ members about these, a line for each. Beside them lie report.json, report.md and
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,12 @@ def read_texts(folder: Path, problems: int) -> dict[int, list[str]]:
 def add_texts(folder: Path, index: int, member: SeedAndSigma, texts: Sequence[str]) -> None:
     """Note what a member wrote about the held-out problems."""
     line = {"index": index, "seed": str(member.seed), "sigma": member.sigma, "texts": list(texts)}
-    with (folder / ANSWERS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    with (folder / ANSWERS).open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line that was cut off ends here
+                file.write(b"\n")
+        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
 def write(file: Path, text: str) -> None:

@@ -129,8 +129,8 @@ def _check_memory(spec: str, auto: Any, config: Any, dtype: torch.dtype, device:
     free = free_memory(device)
     if needed > free:
         raise MemoryError(
-            f"model {spec!r} takes {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, {device} has"
-            f" {free / 2**30:.1f} GiB free: try a smaller dtype or another device"
+            f"model {spec!r} takes {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, and"
+            f" {device} has {free / 2**30:.1f} GiB free: try a smaller dtype or another device"
         )
 
 

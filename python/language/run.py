@@ -23,8 +23,8 @@ from thickets.perturbed import PerturbedModule, perturb
 from thickets.randopt import SearchResult, search
 from thickets.randopt.batches import digest
 from thickets.randopt.chunks import run_in_chunks
-from thickets.randopt.evaluation import BASE_MEMBER, Evaluator, Member
-from thickets.randopt.run import check_sigmas, check_top_k
+from thickets.randopt.evaluation import BASE_MEMBER, Evaluator, Member, check_chunking
+from thickets.randopt.run import SEEDS, check_integer, check_sigmas, check_top_k
 from thickets.randopt.store import Record
 from thickets.tasks.problems import Task, extract_answers, open_task
 
@@ -39,8 +39,8 @@ class Settings:
     model's own by default. top_k: by default 50, or a tenth of n where that is fewer. chat: through the
     tokenizer's chat template, by default if it has one. strict: only answers in the asked format count.
     max_new_tokens: the task's by default. temperature: 0 is greedy. how: the rule of the vote. batch:
-    problems of a member at once. correlate: how many members are scored on the held-out problems too. Others: as in
-    `thickets.search`.
+    problems of a member at once. correlate: how many members are scored on the held-out problems too. Others:
+    as in `thickets.search`.
     """
 
     model: str = EMBEDDED
@@ -78,8 +78,7 @@ def run_search(settings: Settings, out: Path, say: Callable[[str], None] = lambd
     computed if it can be known; MemoryError for what does not fit.
     """
     started = time.perf_counter()
-    sigmas = check_sigmas(SIGMAS if settings.sigma is None else settings.sigma)
-    top_k = min(50, max(1, settings.n // 10)) if settings.top_k is None else check_top_k(settings.top_k)
+    sigmas, top_k = _checked(settings)
     task = open_task(
         settings.task,
         train=settings.train,
@@ -92,9 +91,9 @@ def run_search(settings: Settings, out: Path, say: Callable[[str], None] = lambd
     opened = open_model(settings.model, settings.dtype, settings.device)
     answering = answering_of(settings, task, opened)
     pm = perturb(opened.model, noise=settings.noise, precision=settings.precision, backend=settings.backend)
-    files.begin(out, _identity(settings, task, opened, answering, pm, sigmas), task.test)
     for problems in (task.train, task.test):  # one that is too long is said now
         answering.prompts(problems).check_length(context(opened.model), answering.decoding.max_new_tokens)
+    files.begin(out, _identity(settings, task, opened, answering, pm, sigmas), task.test)
     say(f"task {task.name}: {len(task.train)} problems to select by, {len(task.test)} to judge by")
     stored = worth_storing(
         pm, min(len(task.train), settings.batch or len(task.train)), answering.decoding.max_new_tokens
@@ -151,6 +150,21 @@ def answering_of(settings: Settings, task: Task, opened: Opened) -> Answering:
 def context(model: Any) -> int | None:
     """How many tokens a model can take, if it says."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _checked(settings: Settings) -> tuple[list[float], int | float]:
+    """Sigmas and top_k; ValueError for a bad number, before any file is read."""
+    check_integer(settings.n, "n", 1)
+    check_integer(settings.seed, "seed", 0, SEEDS)
+    check_integer(settings.correlate, "correlate", 0)
+    if settings.batch is not None:
+        check_integer(settings.batch, "batch", 1)
+    check_chunking(settings.chunk, settings.memory)
+    if settings.how not in ("majority", "weighted"):
+        raise ValueError(f"how must be majority or weighted, got {settings.how!r}")
+    top_k = min(50, max(1, settings.n // 10)) if settings.top_k is None else settings.top_k
+    sigmas = check_sigmas(SIGMAS if settings.sigma is None else settings.sigma)
+    return sigmas, check_top_k(top_k, settings.n)
 
 
 def _identity(
@@ -226,7 +240,7 @@ def _held_out(
         base=answers[-1],
         top=[answers[record.index] for record in top],
         base_texts=texts[-1],
-        sample=list(zip(sample, scores.double().mean(-1).tolist(), strict=True)),
+        sample=[(record, float(row.double().mean())) for record, row in zip(sample, scores, strict=True)],
     )
 
 

@@ -129,7 +129,7 @@ class SearchResult:
         (0: none). ValueError if data is that of the search.
         """
         check_chunking(chunk, memory)
-        _check_integer(correlate, "correlate", 0)
+        check_integer(correlate, "correlate", 0)
         batches = as_batches(data)
         if digest(batches) == self.run["data"]:
             raise ValueError("data must be held out, got the data of the search itself")
@@ -186,11 +186,9 @@ def search(
     argument at fault.
     """
     sigmas = check_sigmas(sigma)
-    _check_integer(n, "n", 1)
-    _check_integer(seed, "seed", 0, SEEDS)
-    check_top_k(top_k)
-    if isinstance(top_k, int) and top_k > n:
-        raise ValueError(f"top_k must be at most n={n}, got {top_k}")
+    check_integer(n, "n", 1)
+    check_integer(seed, "seed", 0, SEEDS)
+    check_top_k(top_k, n)
     check_chunking(chunk, memory)
     wanted = range(n) if members is None else members
     if not isinstance(wanted, range) or (len(wanted) and not (min(wanted) >= 0 and max(wanted) < n)):
@@ -290,14 +288,16 @@ def _perturbed(
     return model
 
 
-def check_top_k(k: Any) -> int | float:
-    """ValueError unless k is a count >= 1 or a float share in (0, 1]."""
+def check_top_k(k: Any, n: int | None = None) -> int | float:
+    """ValueError unless k is a count >= 1, of at most n, or a float share in (0, 1]."""
     if isinstance(k, bool) or not isinstance(k, int | float):
         raise ValueError(f"top_k must be an int (a count) or a float (a share), got {k!r}")
     if isinstance(k, int) and k < 1:
         raise ValueError(f"top_k must be a count >= 1 or a float share in (0, 1], got {k}")
     if isinstance(k, float) and not 0 < k <= 1:
         raise ValueError(f"top_k must be a share in (0, 1] when it is a float, got {k}")
+    if isinstance(k, int) and n is not None and k > n:
+        raise ValueError(f"top_k must be at most n={n}, got {k}")
     return k
 
 
@@ -319,7 +319,8 @@ def check_sigmas(sigma: float | Sequence[float]) -> list[float]:
     return sigmas
 
 
-def _check_integer(value: Any, name: str, low: int, stop: int | None = None) -> None:
+def check_integer(value: Any, name: str, low: int, stop: int | None = None) -> None:
+    """ValueError unless value is an integer in [low, stop)."""
     if (
         isinstance(value, bool)
         or not isinstance(value, int)
