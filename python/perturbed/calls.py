@@ -115,7 +115,8 @@ class Calls:
             with members.only(index):
                 return self._evaluate_or_demote(*map_tensors(own, (args, kwargs), ""))
 
-        with BaseReads({key: parameter.name for key, parameter in self.perturbed.items()}):
+        direct = {id(layer.linear._parameters.get("bias")) for layer in self.twin.quantised}
+        with BaseReads({key: p.name for key, p in self.perturbed.items() if key not in direct}):
             first_alone()
         together = self._evaluate_or_demote(args, kwargs)
         if live > 1 and self.twin.slow_root is None:

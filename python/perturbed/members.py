@@ -25,8 +25,8 @@ class Members:
 
     Folded activations are [R, ...], those of member 0 first, or [1, ...] where all rows are equal so far.
     Members have B rows each, R = N * B, or `counts` where they have different ones: then products take row
-    offsets, and vectors are gathered by the row's owner. `alone` is set while one member runs through
-    ordinary forwards with its weights in place.
+    offsets, and vectors are gathered by the row's owner. `alone` is set while one member, the one at `turn`,
+    runs through ordinary forwards with its weights in place, on activations that were `widened` from a dtype.
     """
 
     counts: tuple[int, ...] | None  # of rows, None where all members have as many
@@ -35,7 +35,8 @@ class Members:
         self.noise = noise
         self.precision = precision
         self.backend = backend
-        self.alone = False
+        self.alone, self.turn = False, 0
+        self.widened: torch.dtype | None = None
         self._transposed: dict[str, tuple[Tensor, Tensor]] = {}  # weights and their transposes, by name
         self.clear()
 
@@ -95,7 +96,7 @@ class Members:
         if bias is not None and not weight.perturbed:  # then the bias is, or the layer would be the base's
             y = F.linear(x, self.matrix(weight))
             return self.scale_and_shift(y.float(), None, bias, -1).to(x.dtype)
-        return self._ungroup(self._linear(*self._group(x, 1), weight, bias), x.shape[:-1])
+        return self.ungroup(self._linear(*self.group(x, 1), weight, bias), x.shape[:-1])
 
     def _linear(
         self, x: Tensor, offsets: Tensor | None, weight: NamedParameter, bias: NamedParameter | None
@@ -173,7 +174,7 @@ class Members:
 
     def embedding(self, ids: Tensor, weight: NamedParameter) -> Tensor:
         """Rows ids [R, ...] or [1, ...] of the members' tables [V, D]: [R, ..., D]."""
-        groups, offsets = self._group(ids, 0)
+        groups, offsets = self.group(ids, 0)
         if self.stored:
             tables = self.stored[weight.name]
             each = self.split(ids) if ids.shape[0] == self.rows else [ids] * self.count
@@ -191,7 +192,7 @@ class Members:
                 precision=self.precision,
                 backend=self.backend,
             )
-        return self._ungroup(rows, ids.shape)
+        return self.ungroup(rows, ids.shape)
 
     def vector(self, vector: NamedParameter) -> Tensor:
         """A vector parameter of all members, [N, H], or [1, H] if it is not perturbed."""
@@ -251,7 +252,7 @@ class Members:
                 "(positions, for one, need a leading dimension of 1)"
             )
 
-    def _group(self, x: Tensor, features: int) -> tuple[Tensor, Tensor | None]:
+    def group(self, x: Tensor, features: int) -> tuple[Tensor, Tensor | None]:
         """[R, ..., f] -> [N, M, f], or [T, f] with offsets; [1, ..., f], shared by all members, -> [M, f]."""
         self.check_rows(x, features)
         lead, inner = x.shape[: x.dim() - features], x.shape[x.dim() - features :]
@@ -262,8 +263,8 @@ class Members:
         each = math.prod(lead[1:])  # positions in a row
         return x.reshape(self.rows * each, *inner), self._offsets if each == 1 else self._offsets * each
 
-    def _ungroup(self, y: Tensor, lead: torch.Size) -> Tensor:
-        """What an op made of `_group`'s -> [R, ..., f], `lead` being the input's, [R, ...] or [1, ...]."""
+    def ungroup(self, y: Tensor, lead: torch.Size) -> Tensor:
+        """What an op made of `group`'s -> [R, ..., f], `lead` being the input's, [R, ...] or [1, ...]."""
         if lead[0] == self.rows:
             return y.reshape(*lead, y.shape[-1])
         return self._spread(y.reshape(self.count, 1, *lead[1:], y.shape[-1]))

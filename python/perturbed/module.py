@@ -91,6 +91,12 @@ class PerturbedModule(nn.Module):
         self._perturbed = [p for p in self._parameters_by_id.values() if p.perturbed]
         parts = [(p, part) for p in self._perturbed for part in p.segments]
         self.parameter_names = [part.name for p, part in parts if part.name in p.chosen]
+        self._packed = [p.name for p in self._perturbed if p.packed is not None]
+        if self._packed and self.precision == "storage":
+            raise ValueError(
+                f"precision must be 'exact' where weights are packed, as {self._packed[0]!r} is: nothing is "
+                "rounded to their storage, got 'storage'"
+            )
         self._device = self._perturbed[0].tensor.device
         choose(self.backend, self._device)
         self._members = Members(self.noise, self.precision, self.backend)
@@ -166,6 +172,8 @@ class PerturbedModule(nn.Module):
         """W' of the current members by name, [N, *shape] each, in buffers that the next call reuses."""
         members = self._members
         for parameter in self._perturbed:
+            if parameter.packed is not None:
+                continue  # its layer adds noise at each call
             shape = (members.count, *parameter.tensor.shape)
             if parameter.name not in self._stored or self._stored[parameter.name].shape != shape:
                 out = parameter.copies(members.count, members.dtype_of(parameter))
@@ -247,11 +255,16 @@ class PerturbedModule(nn.Module):
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
+        if self._packed:
+            raise RuntimeError(
+                f"materialize() must be used where no perturbed weight is packed, got {len(self._packed)}, "
+                f"{self._packed[0]!r} for one: W' does not fit its form; exclude them or run the members"
+            )
         written: dict[int, Tensor] = {}
-        state: dict[str, Any] = {}
         with torch.no_grad():
             self._twin.follow_base()
-            for key, value in self.base.state_dict(keep_vars=True).items():
+            state: dict[str, Any] = self.base.state_dict(keep_vars=True)  # with its modules' versions
+            for key, value in state.items():
                 parameter = self._parameters_by_id.get(id(value))
                 if parameter is not None and parameter.perturbed:
                     if id(value) not in written:

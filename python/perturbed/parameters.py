@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from ..checks import INDEX_LIMIT, STORAGE
 from ..noise import parameter_id
 from .checkpoint import checkpoint_segments, conv1d
+from .packed import contents, logical_weight, packed_linears, packed_parameters
 from .segments import Segment
 
 Filter = str | re.Pattern[str]
@@ -41,13 +42,15 @@ class NamedParameter:
     """A parameter: a name, the base's own tensor (an alias without grad), and what of the checkpoint it is.
 
     name: the canonical name, or the model's own where it is several segments; chosen: the names of the
-    segments that are perturbed.
+    segments that are perturbed. packed: the base's linear layer, if it holds its weight packed; the tensor
+    has the weight's logical shape then, and no values.
     """
 
     name: str
     tensor: Tensor
     segments: tuple[Segment, ...]
     chosen: frozenset[str]
+    packed: nn.Module | None = None
 
     @property
     def perturbed(self) -> bool:
@@ -110,6 +113,9 @@ def collect(
 ) -> dict[int, NamedParameter]:
     """Every parameter of the model by the id() of its tensor, in the order of named_parameters().
 
+    Behind them are the packed weights of linear layers, by the id() of their module (packed.py); the
+    parameters that hold those have no segments.
+
     include, exclude: filters of the canonical names, a str being a glob, a re.Pattern searched in the name;
     names: other canonical names for some parameters. ValueError if a filter or a key of `names` matches
     nothing, nothing is left to perturb, two parameters have one id or one does not fit the noise's 32-bit
@@ -125,6 +131,13 @@ def collect(
             raise ValueError(
                 f"parameter {name!r} must be initialised, got a lazy module's: run the model once first"
             )
+    linears, collected = {}, {}
+    for name, module in packed_linears(model).items():
+        for tensor in packed_parameters(module).values():
+            collected[id(tensor)] = NamedParameter(name, tensor, (), frozenset())
+        linears[canonical_name(model, f"{name}.weight" if name else "weight")] = module
+    found = {name: tensor for name, tensor in found.items() if id(tensor) not in collected}
+    found |= {name: logical_weight(module) for name, module in linears.items()}
     segments = checkpoint_segments(unwrapped(model), found)
     keys = [segment.name for parts in segments.values() for segment in parts]
     names = dict(names or {})
@@ -137,7 +150,6 @@ def collect(
     if not chosen:
         raise ValueError("include and exclude must leave a parameter to perturb, got none")
     stored = _stored_otherwise(model)
-    collected = {}
     for own, tensor in found.items():
         parts = tuple(
             replace(part, name=names.get(part.name, part.name), **stored.get(id(tensor), {}))
@@ -149,7 +161,9 @@ def collect(
             _refuse_unusual(name, tensor)
             for part in parts:
                 _refuse_large(part.name, *part.view(part.block(tensor).shape))
-        collected[id(tensor)] = NamedParameter(name, tensor.detach(), parts, perturbed)
+        packed = linears.get(own)
+        key = id(tensor if packed is None else packed)
+        collected[key] = NamedParameter(name, tensor.detach(), parts, perturbed, packed)
     return collected
 
 
@@ -228,10 +242,19 @@ def _refuse_unusual(name: str, tensor: Tensor) -> None:
 
 
 def fingerprint(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> str:
-    """A hex digest of names, views, shapes, dtypes and bytes of all parameters and persistent buffers."""
+    """A hex digest of names, views, shapes, dtypes and bytes of all parameters and persistent buffers.
+
+    Of a layer that holds its weight packed it is the state dict that counts.
+    """
     digest = hashlib.blake2b(digest_size=32)
-    entries = [(name, "buffer", tensor) for name, tensor in persistent_buffers(model)]
+    linears = [p for p in parameters.values() if p.packed is not None]
+    held = {id(buffer) for p in linears if p.packed is not None for buffer in p.packed.buffers()}
+    entries = [(name, "buffer", t) for name, t in persistent_buffers(model) if id(t) not in held]
     for parameter in parameters.values():
+        if parameter.packed is not None:
+            packed = contents(parameter.packed)
+            entries += [(f"{parameter.name}{path}", "packed", tensor) for path, tensor in packed]
+            continue
         for part in parameter.segments:
             block = part.block(parameter.tensor)
             entries.append((part.name, f"parameter {part.view(block.shape)}", block))

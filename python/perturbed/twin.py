@@ -23,7 +23,9 @@ from .fallback import SOMETIMES_SLOW, MemberByMember, Slow
 from .guards import Guard, ReadError, tensors_in
 from .layers import Layer, known_layer, linear, token_linear
 from .members import FoldError, Members
+from .packed import packed_parameters
 from .parameters import NamedParameter, inner_module, unwrapped
+from .quantised import QuantisedLayer, QuantisedLinear, stand_in
 
 
 class FastLayer(nn.Module):
@@ -71,6 +73,7 @@ class Twin:
         self.pairs: list[tuple[nn.Module, nn.Module]] = [(module, memo[id(module)]) for module in modules]
         self.names = {id(module): name for name, module in self.module.named_modules()}
         self.slow: dict[str, str] = {}
+        self.quantised = [self._quantised(p, memo) for p in parameters.values() if p.packed is not None]
         for module in self.module.modules():
             self._install(module)
         for module in self.module.modules():
@@ -81,6 +84,8 @@ class Twin:
 
         A parameter is not its own that a module in it has too, as the tied bias of some heads.
         """
+        if isinstance(module, QuantisedLayer):
+            return
         own = [key for key, tensor in module._parameters.items() if isinstance(tensor, Guard)]
         if own and module._modules:
             below = {id(tensor) for child in module.children() for tensor in child.parameters()}
@@ -98,6 +103,15 @@ class Twin:
                 vars(module)["thickets_fast"] = layer, self.members, slots
         elif isinstance(module, SOMETIMES_SLOW):
             self._swap(module, always=False)
+
+    def _quantised(self, weight: NamedParameter, memo: Mapping[int, Any]) -> QuantisedLinear:
+        """Let the stand-in of a layer with a packed weight run all members."""
+        assert weight.packed is not None
+        module, bias = memo[id(weight.packed)], weight.packed._parameters.get("bias")
+        layer = QuantisedLinear(weight, None if bias is None else self.parameters[id(bias)], self.members)
+        module.__class__ = _subclass(QuantisedLayer, _plain(module))
+        vars(module)["thickets_quantised"] = layer
+        return layer
 
     def _install_routing(self, module: nn.Module) -> None:
         """Let a block of experts of transformers give its layers tokens [T, K], or run it member by member.
@@ -179,6 +193,8 @@ class Twin:
                 twin.training = base.training
             if not all(self._is_known(tensor) for tensor in base._parameters.values() if tensor is not None):
                 raise RuntimeError("the model's parameters were replaced or moved: perturb() it again")
+            if isinstance(twin, QuantisedLayer) or twin is base:
+                continue
             for name, buffer in base._buffers.items():
                 mine = twin._buffers.get(name)
                 if isinstance(mine, Guard):
@@ -190,11 +206,9 @@ class Twin:
 
     def _is_known(self, tensor: Tensor) -> bool:
         known = self.parameters.get(id(tensor))
-        return (
-            known is not None
-            and known.tensor.data_ptr() == tensor.data_ptr()
-            and known.tensor.dtype == tensor.dtype
-        )
+        if known is None or known.tensor is tensor:  # it may have no memory of its own
+            return known is not None
+        return known.tensor.data_ptr() == tensor.data_ptr() and known.tensor.dtype == tensor.dtype
 
     def refuse_training(self) -> None:
         """RuntimeError naming a module whose output is random or depends on the other rows of the batch."""
@@ -279,6 +293,12 @@ def _memo(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> dict[in
     for tensor in model.parameters():
         known = parameters[id(tensor)]
         memo[id(tensor)] = Guard(known, tensor) if known.perturbed else tensor
+    for weight in parameters.values():
+        if weight.packed is not None:
+            held = packed_parameters(weight.packed).values() if weight.perturbed else ()
+            memo.update((id(tensor), Guard(weight, tensor)) for tensor in held)
+            memo.update((id(part), part) for part in weight.packed.modules())
+            memo[id(weight.packed)] = stand_in(weight.packed, memo)
     for module in reversed(list(model.modules())):
         for tensor in _tensors_of(module):
             if id(tensor) not in memo and tensor.untyped_storage().data_ptr() in owners:
