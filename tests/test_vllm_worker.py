@@ -407,3 +407,24 @@ def test_noise_differs_from_block_to_block() -> None:
     ones = {"a": torch.zeros(8, 8), "b": torch.zeros(8, 8)}
     LiveWeights(ones, {name: [Segment(name)] for name in ones}).add(1, 1.0)
     assert not (ones["a"] == ones["b"]).any()
+
+
+@pytest.mark.gpu
+@BOTH
+def test_cycles_on_a_gpu_wait_for_nothing(base_on: str) -> None:
+    one, two = worker(base_on=base_on), worker()
+    one.model_runner.model.cuda()
+
+    def cycle(some: Any) -> None:
+        some.perturb_self_weights(3, 0.5)
+        some.restore_self_weights(3, 0.5)
+        some.apply_averaged_perturbations([(1, 0.5), (2, 0.5)])
+
+    cycle(two)
+    cycle(one)  # compiles, and makes the copy of the base
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cycle(one)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_near({name: tensor.cpu() for name, tensor in weights(one).items()}, weights(two))

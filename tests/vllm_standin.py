@@ -238,8 +238,8 @@ class Engine(nn.Module):
         return self
 
 
-class Worker:
-    """What vLLM's worker has; scripts have it inherit from an extension as well."""
+class WorkerBase:
+    """What vLLM's worker has."""
 
     def __init__(self, model: nn.Module, rank: int = 0, world_size: int = 1) -> None:
         self.model_runner = SimpleNamespace(model=model)
@@ -249,8 +249,11 @@ class Worker:
 
 
 def extended(extension: type, model: nn.Module, **rest: Any) -> Any:
-    """A worker with the extension mixed in as vLLM mixes it in: no attribute may be both's."""
-    own = {name for name in dir(extension) if not name.startswith("__")}
-    worker = type("ExtendedWorker", (Worker, extension), {})(model, **rest)
-    assert not own & (set(dir(Worker)) | {"model_runner", "device", "rank", "parallel_config"})
+    """A worker whose class has taken the extension for one more base, as vLLM does it."""
+    worker_class = type("Worker", (WorkerBase,), {})
+    conflicts = [name for name in dir(extension) if name[:2] != "__" and hasattr(worker_class, name)]
+    assert not conflicts
+    worker_class.__bases__ += (extension,)
+    worker = worker_class(model, **rest)
+    assert not vars(worker).keys() & set(dir(extension))
     return worker

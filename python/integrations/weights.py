@@ -147,7 +147,10 @@ class LiveWeights:
 
     def _add(self, seeds: Sequence[int], coefficients: Sequence[float], from_base: bool = False) -> None:
         """Add noise to the weights, or of one seed to the base, written over the weights."""
-        given = members_tensors(seeds, coefficients, self._device)
+        patterns, strengths = members_tensors(seeds, coefficients, "cpu")
+        if self._device.type == "cuda":  # from pageable memory a copy would wait for the device
+            patterns = patterns.pin_memory().to(self._device, non_blocking=True)
+            strengths = strengths.pin_memory().to(self._device, non_blocking=True)
         for name, segment, block in self._blocks:
             place: dict[str, Any] = {
                 "name": segment.name,
@@ -158,6 +161,6 @@ class LiveWeights:
             }
             if len(seeds) == 1:
                 source = segment.of(self._base[name]) if from_base else block
-                perturb_(block, source, seed=given[0], sigma=given[1], **place)
+                perturb_(block, source, seed=patterns, sigma=strengths, **place)
             else:
-                accumulate_(block, seeds=given[0], coefficients=given[1], **place)
+                accumulate_(block, seeds=patterns, coefficients=strengths, **place)
