@@ -99,13 +99,13 @@ class Countdown(Marked):
     def read(self, found: Found) -> tuple[str, bool] | None:
         text = plain(found.content).strip()
         alone = _expression(text)
-        if alone is not None:
+        if alone is not None and (found.mark != "text" or _computes(alone)):
             return alone, True
         for line in reversed(text.splitlines()):
             for side in line.split("="):
                 for run in _runs(side):
                     expression = _expression(run)
-                    if expression is not None and any(op in expression[1:] for op in "+-*/"):
+                    if expression is not None and _computes(expression):
                         return expression, False
         return None
 
@@ -130,6 +130,11 @@ def _runs(text: str) -> Iterator[str]:
     cleaned = "".join(c if c in _CHARACTERS else "\n" for c in text[-LENGTH:])
     for run in reversed(cleaned.split("\n")):
         yield run.strip().strip(".").strip()
+
+
+def _computes(expression: str) -> bool:
+    """Whether it is more than a number."""
+    return any(op in expression[1:] for op in "+-*/")
 
 
 def _expression(text: str) -> str | None:

@@ -41,7 +41,7 @@ def open_scorer(spec: str, limit: float = 10.0) -> Scorer:
     One's own object (a module, or a class to be called without arguments, will do) has the functions
     `extract(text, problem)` -> a text, an Answer or None, and `correct(value, problem)` -> bool; `problem`
     has prompt, messages, answer and id. They run in another process and get `limit` seconds each. ValueError
-    says what exists.
+    says what exists, or why an object cannot be imported.
     """
     name, colon, mark = spec.partition(":")
     if name in SCORERS:
@@ -174,11 +174,12 @@ class Choice(Marked):
 
 
 class Imported:
-    """A scorer of one's own, in a worker's process: RuntimeError names it if it raises, hangs or crashes."""
+    """A scorer of one's own, in another process: RuntimeError names it if it raises, hangs or crashes."""
 
     def __init__(self, spec: str, limit: float) -> None:
         self.name = spec
         self._worker = Worker(spec, limit)
+        self._worker.start()
 
     def extract(self, text: str, problem: Problem) -> Answer | None:
         value = self._call("extract", text, vars(problem))

@@ -35,7 +35,7 @@ class WorkerTimeout(WorkerError):
 
 
 class Worker:
-    """Functions of one target, called in another process that starts at the first call and after a failure.
+    """Functions of one target, called in another process, which starts at the first call and after a failure.
 
     target: "package.module", "package.module:object", or the same with the path of a .py file in place of the
     module; a class is called without arguments. limit: seconds that a call may take.   memory: bytes of
@@ -55,19 +55,20 @@ class Worker:
         WorkerTimeout, or WorkerError with the message of what was raised.
         """
         with self._lock:
-            if self._connection is None:
-                self._start()
+            self._start()
             reply = self._exchange({"call": function, "arguments": arguments}, self.limit, f"{function}()")
         if "error" in reply:
             raise WorkerError(f"{function}() of {self.target!r} raised {reply['error']}")
         return reply["result"]
 
-    def close(self) -> None:
-        """End the process; the next call starts another."""
+    def start(self) -> None:
+        """Start the process now; ValueError if the target cannot be imported."""
         with self._lock:
-            self._end()
+            self._start()
 
     def _start(self) -> None:
+        if self._connection is not None:
+            return
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
