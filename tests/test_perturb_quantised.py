@@ -492,3 +492,29 @@ def test_no_warning_where_all_is_fast() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", SlowPathWarning)
         thickets.perturb(network("int8"))
+
+
+def test_a_language_model_prefills_and_decodes() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, Int8Linear(module.in_features, module.out_features, bias=False))
+    pm = thickets.perturb(model, include="*.weight", strict=True)
+    assert {"model.layers.1.mlp.up_proj.weight", "lm_head.weight"} <= set(pm.parameter_names)
+    tokens, counts = torch.randint(0, 50, (5, 6)), [2, 0, 3]
+    with pm.members(SEEDS, SIGMAS, fold=False, rows=counts), torch.no_grad():
+        logits = pm(tokens, use_cache=False).logits
+        cache = pm.module(tokens[:, :4]).past_key_values
+        decoded = [pm.module(tokens[:, [i]], past_key_values=cache).logits for i in (4, 5)]
+    own = [
+        member(model, s, sigma, pm.parameter_names, "normal") for s, sigma in zip(SEEDS, SIGMAS, strict=True)
+    ]
+    with torch.no_grad():
+        wanted = [one(part).logits for one, part in zip(own, tokens.split(counts), strict=True) if len(part)]
+    assert_close(logits, torch.cat(wanted))
+    assert_close(torch.cat(decoded, 1), torch.cat(wanted)[:, 4:])

@@ -40,6 +40,11 @@ class QuantisedLinear:
         self.members = members
         self.mixes = self._mixes_rows()
 
+    @property
+    def perturbed(self) -> bool:
+        """Whether the members' outputs differ from the layer's own."""
+        return self.weight.perturbed or self.bias is not None
+
     def __call__(self, x: Tensor) -> Tensor:
         """The members' outputs for folded x, or one member's while it runs alone."""
         members = self.members
@@ -59,7 +64,7 @@ class QuantisedLinear:
     def _noised(self, y: Tensor, x: Tensor) -> Tensor:
         """y [R, ..., O] or [1, ..., O], made of x, plus the members' noise: [R, ..., O]."""
         members = self.members
-        if not self.weight.perturbed and self.bias is None:
+        if not self.perturbed:
             return y
         groups, offsets = members.group(x, 1)
         if x.shape[0] == members.rows:

@@ -123,6 +123,8 @@ class Twin:
         if experts is None or not _plain(module).__module__.startswith("transformers"):
             return
         perturbed = any(isinstance(tensor, Guard) for tensor in experts.parameters())
+        packed = [module for module in experts.modules() if isinstance(module, QuantisedLayer)]
+        perturbed = perturbed or any(vars(layer)["thickets_quantised"].perturbed for layer in packed)
         if perturbed and not isinstance(_layer(experts), StackedExperts):
             self.run_slowly(module, "it gives its experts rows of their own", tokens=True)
             return
