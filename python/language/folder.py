@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thickets.randopt.evaluation import SeedAndSigma
-from thickets.tasks.problems import Problem
+if TYPE_CHECKING:
+    from thickets.randopt.evaluation import SeedAndSigma
+    from thickets.tasks.problems import Problem
 
 RUN, STORE, EXPERTS = "run.json", "run.sqlite", "experts.json"
 HELD_OUT, ANSWERS = "held_out.jsonl", "answers.jsonl"
