@@ -22,7 +22,7 @@ _PHRASE = re.compile(r"\banswer\b\W{0,4}(?:is\b|[:：=])[\s:*]*([^\n]*)", re.IGN
 _SENTENCE = re.compile(r"[.;!?](?=\s|$)")
 
 _NUMBER = re.compile(
-    r"""(?<![\w.])(?:(?<![\d)]\s)(?P<sign>[-+])\s?)?
+    r"""(?<![\w.])(?=[-+]?\s?[.]?\d)(?:(?<![\d)]\s)(?P<sign>[-+])\s?)?
         (?:(?P<whole>\d{1,100})\s(?=\d{1,100}\s?/\s?\d))?       # 2 1/2
         (?P<integer>\d{1,3}(?:,\d{2,3}){0,30},\d{3}(?!\d)|\d{1,100})?
         (?P<decimals>\.\d{1,100})?
@@ -107,9 +107,12 @@ def boxed(text: str) -> str | None:
 
 def plain(text: str) -> str:
     """The text with ASCII digits, signs and operators in place of those of other scripts and of LaTeX."""
-    text = "".join(map(_ascii, text[-TAIL:])).translate(_SIGNS)
-    for pattern, instead in _LATEX * 2:  # twice: a fraction within a fraction
-        text = pattern.sub(instead, text)
+    text = text[-TAIL:]
+    if not text.isascii():
+        text = "".join(map(_ascii, text)).translate(_SIGNS)
+    if "\\" in text or "{" in text:
+        for pattern, instead in _LATEX * 2:  # twice: a fraction within a fraction
+            text = pattern.sub(instead, text)
     return _THIN.sub("", text).replace("\u2009", " ")
 
 
@@ -123,11 +126,8 @@ def number(text: str) -> Fraction | None:
 
 def last_number(text: str) -> Fraction | None:
     """The last number in a text, None without one; a hyphen between digits is no sign."""
-    last = None
-    for match in _NUMBER.finditer(_simple(plain(text))):
-        found = _fraction(match)
-        last = last if found is None else found
-    return last
+    matches = reversed(list(_NUMBER.finditer(_simple(plain(text)))))
+    return next((value for value in map(_fraction, matches) if value is not None), None)
 
 
 def _simple(text: str) -> str:

@@ -164,15 +164,12 @@ def extract_answers(
 
 
 def score_answers(
-    scorer: Scorer,
-    answers: Sequence[Sequence[Answer | None]],
-    problems: Sequence[Problem],
-    strict: bool = False,
+    scorer: Scorer, answers: Sequence[Sequence[Answer | None]], problems: Sequence[Problem]
 ) -> list[list[float]]:
-    """1.0 for a correct answer, 0.0 for a wrong or none, [N][B] each; strict: only formatted ones count."""
+    """1.0 for a correct answer, 0.0 for a wrong or none, [N][B] of N members' answers to B problems."""
     return [
         [
-            float(answer is not None and (answer.formatted or not strict) and scorer.correct(answer, problem))
+            float(answer is not None and scorer.correct(answer, problem))
             for answer, problem in zip(row, problems, strict=True)
         ]
         for row in answers
