@@ -54,13 +54,7 @@ def test_the_sources_of_the_gain_add_up(seed, strict):
     for name in ("base", "top_1", "mean_top_k", "vote"):
         assert report[name]["accuracy"] == report[name]["strict" if strict else "forgiving"]
         for share in map(report[name].get, ("strict", "forgiving", "in_format", "answered")):
-            assert (
-                0
-                <= report[name][share]["low"]
-                <= report[name][share]["value"]
-                <= report[name][share]["high"]
-                <= 1
-            )
+            assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
