@@ -4,7 +4,8 @@
 2. machine: hardware, versions, commit, clocks; copy bandwidth and the bfloat16 product as ceilings.
 3. tests: those on the GPU first, then the others; beside them the Triton kernels of the benchmarks are
    compiled, and the CUDA kernels checked by compute-sanitizer and by a hundred repeats of each call.
-4. benchmarks: until the time is up, the most important first; what was left out is named.
+4. benchmarks: until their time is up, the most important first; what was left out is named.
+5. models: whole language models with random weights that generate and score, where transformers is installed.
 
 After each phase it writes gpu-NAME.json and .md, so that a later one that fails or runs out of time costs
 nothing of what was found; tables are printed last, and the targets at their end. Ends within nine minutes.
@@ -32,10 +33,11 @@ from . import machine, tables  # what needs torch or pytest is imported where th
 from .processes import ROOT, SITE, WORK, crashed, run_until, tail
 
 LIMIT = 525.0  # seconds for everything; the phases' shares of it end here
-UNTIL = {"build": 200 / 525, "tests": 300 / 525, "benchmarks": 510 / 525}
+UNTIL = {"build": 200 / 525, "tests": 300 / 525, "benchmarks": 430 / 525, "models": 510 / 525}
 COMPILERS = 5  # processes that compile the benchmarks' kernels beside the tests
 MEASURED = WORK / "measured.json"
-PHASES = ("build", "machine", "tests", "benchmarks")
+MODELS = WORK / "models.json"
+PHASES = ("build", "machine", "tests", "benchmarks", "models")
 
 
 class Run:
@@ -132,6 +134,28 @@ def measure(run: Run, plan: str) -> None:
         raise RuntimeError(f"status {status}: {tail(log)}")
 
 
+def models(run: Run) -> None:
+    """Whole language models, in a process of their own; without transformers this is left out, and said."""
+    if not find_spec("transformers"):
+        why = {"language models": "transformers is not installed"}
+        run.facts["models"] = {"results": [], "failed": {}, "left_out": why}
+        return
+    deadline, log = run.until("models"), WORK / "models.log"
+    command = [sys.executable, "-m", "benchmarks.generation", "--plan", "gpu", "--device", "cuda"]
+    command += ["--dtype", "bfloat16", "--each", "1", "--to", str(MODELS)]
+    command += [
+        "--seconds",
+        f"{(deadline - time.monotonic()) / 2:.0f}",
+    ]  # no case begins later: one may be long
+    status = run_until(command, log, deadline, threads=1)
+    if MODELS.exists():
+        run.facts["models"] = json.loads(MODELS.read_text())
+    if status is None:
+        raise TimeoutError("stopped, out of time")
+    if status != 0:
+        raise RuntimeError(f"status {status}: {tail(log)}")
+
+
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -167,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         "machine": lambda: look(run),
         "tests": lambda: test(run, asked.plan),
         "benchmarks": lambda: measure(run, asked.plan),
+        "models": lambda: models(run),
     }
     sys.path.insert(0, str(SITE))
     for name in PHASES:

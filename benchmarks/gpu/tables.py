@@ -62,6 +62,7 @@ def failures(facts: Facts) -> list[str]:
     found += [f"check {name}: {words}" for name, (outcome, words) in checks if outcome == "failed"]
     for result in facts.get("measured", {}).get("results", []):
         found += [f"{result['name']}: {name}: {why[:200]}" for name, why in result["failed"].items()]
+    found += [f"{name}: {why[:200]}" for name, why in facts.get("models", {}).get("failed", {}).items()]
     return found
 
 
@@ -132,6 +133,23 @@ def targets(results: Sequence[Facts], backends: Sequence[str]) -> str:
     return markdown(("backend", "target", "goal", "verdict", "worst", "where", "geometric mean"), rows)
 
 
+def models(found: Facts) -> str:
+    """Whole language models: members and tokens a second, ratio to the loop, peak memory."""
+    header = ("case", "contender", "members/s", "20-80 %", "tokens/s", "x loop", "peak MB")
+    rows = []
+    for result in found["results"]:
+        contenders = result["contenders"]
+        for name, c in contenders.items():
+            spread = f"{_number(1 / c['high'])}-{_number(1 / c['low'])}"
+            peak = "" if c["peak"] is None else _number(c["peak"] / 1e6)
+            rates = (_number(1 / c["median"]), spread, _number(result["made"] / c["median"]))
+            rows.append(
+                (result["name"], name, *rates, _times(contenders["loop"]["median"] / c["median"]), peak)
+            )
+    failed = "".join(f"\nFailed: {name}: {why}.\n" for name, why in found["failed"].items())
+    return markdown(header, rows) + failed + left_out(found["left_out"])
+
+
 def report(facts: Facts, complete: bool) -> str:
     """All tables, the targets last; `complete` with every measurement, else a line per case."""
     parts = [machine(facts)]
@@ -141,6 +159,8 @@ def report(facts: Facts, complete: bool) -> str:
         parts.append(measurements(measured) if complete else left_out(measured["left_out"]))
         parts += [overview(measured["results"], backend) for backend in backends]
         parts.append(targets(measured["results"], backends))
+    if "models" in facts:
+        parts.insert(1, models(facts["models"]))
     return "\n".join(part for part in parts if part)
 
 
