@@ -9,7 +9,6 @@ such a weight is `<module>.weight`, its logical shape (outputs, inputs) (docs/no
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,10 +33,9 @@ def logical_shape(module: nn.Module) -> tuple[int, int] | None:
     It says its sizes, takes one tensor, has neither parts with parameters nor a plain float matrix of those
     sizes, and holds something else, at least a bit for each entry of the matrix.
     """
-    sizes = [tuple(getattr(module, name, None) for name in names) for names in SIZES]
-    shape = next((pair for pair in sizes if all(type(size) is int and size > 0 for size in pair)), None)
-    parts = list(itertools.chain.from_iterable(child.parameters() for child in module.children()))
-    if shape is None or parts or not _takes_one_tensor(module):
+    shape = _sizes(module)
+    has_parts = any(True for child in module.children() for _ in child.parameters())
+    if shape is None or has_parts or not _takes_one_tensor(module):
         return None
     own = [tensor for tensor in module._parameters.values() if tensor is not None]
     entries = shape[0] * shape[1]
@@ -47,9 +45,18 @@ def logical_shape(module: nn.Module) -> tuple[int, int] | None:
     return shape if bits >= entries or _has_opaque(module) else None
 
 
+def _sizes(module: nn.Module) -> tuple[int, int] | None:
+    for names in SIZES:
+        outputs, inputs = (getattr(module, name, None) for name in names)
+        if isinstance(outputs, int) and isinstance(inputs, int) and outputs > 0 and inputs > 0:
+            return outputs, inputs
+    return None
+
+
 def logical_weight(module: nn.Module) -> Tensor:
     """A tensor [O, K] in place of the packed weight: its shape, device and activations' dtype, no values."""
-    shape, tensors = logical_shape(module), _tensors(module)
+    shape, tensors = _sizes(module), _tensors(module)
+    assert shape is not None
     half = (t.dtype for t in tensors if t.dtype in (torch.bfloat16, torch.float16))
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.empty((), dtype=next(half, torch.float32), device=device).expand(shape)

@@ -125,13 +125,14 @@ def collect(
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"model must have no scripted modules, got {name or 'one as the whole'}")
-    found = {canonical_name(model, name): tensor for name, tensor in model.named_parameters()}
+    found: dict[str, Tensor] = {canonical_name(model, name): p for name, p in model.named_parameters()}
     for name, tensor in found.items():
         if is_lazy(tensor):
             raise ValueError(
                 f"parameter {name!r} must be initialised, got a lazy module's: run the model once first"
             )
-    linears, collected = {}, {}
+    linears: dict[str, nn.Module] = {}
+    collected: dict[int, NamedParameter] = {}
     for name, module in packed_linears(model).items():
         for tensor in packed_parameters(module).values():
             collected[id(tensor)] = NamedParameter(name, tensor, (), frozenset())
