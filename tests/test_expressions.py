@@ -6,7 +6,7 @@ import random
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thickets.tasks.expressions import DEPTH, LENGTH, canonical, numbers, parse, value
@@ -59,6 +59,7 @@ trees = st.recursive(
 )
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(trees)
 def test_values_are_those_of_fractions(tree: Written) -> None:
     expression = parse(tree.text)
@@ -70,6 +71,7 @@ def test_values_are_those_of_fractions(tree: Written) -> None:
         assert value(expression) == tree.fraction
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(trees)
 def test_the_canonical_form_has_the_same_value_and_is_its_own(tree: Written) -> None:
     expression = parse(tree.text)
@@ -79,6 +81,7 @@ def test_the_canonical_form_has_the_same_value_and_is_its_own(tree: Written) -> 
         assert value(again) == tree.fraction
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 99), min_size=2, max_size=6), st.sampled_from("+*"), st.randoms())
 def test_order_and_grouping_make_no_other_expression(
     leaves: list[int], op: str, shuffle: random.Random
@@ -91,6 +94,7 @@ def test_order_and_grouping_make_no_other_expression(
     assert canonical(parse(nested)) == canonical(parse(in_order))
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from("+-*/"), st.integers(1, 50)), max_size=12))
 def test_precedence_is_that_of_python(steps: list[tuple[str, int]]) -> None:
     text = "7" + "".join(f" {op} {n}" for op, n in steps)
@@ -103,6 +107,7 @@ def test_precedence_is_that_of_python(steps: list[tuple[str, int]]) -> None:
     assert value(parse(text)) == total + term
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(max_size=40) | st.text("0123456789+-*/(). ", max_size=40))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:

@@ -6,7 +6,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thickets.tasks.extraction import boxed, last_number, marked, number
@@ -84,6 +84,7 @@ def test_the_last_number_of_a_text(text: str, expected: int | None) -> None:
     assert last_number(text) == expected
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.fractions(max_denominator=1000) | st.integers(-(10**30), 10**30))
 def test_python_s_own_writing_is_read_back(value: Fraction | int) -> None:
     assert number(str(value)) == value
@@ -92,6 +93,7 @@ def test_python_s_own_writing_is_read_back(value: Fraction | int) -> None:
         assert number(f"{value:,}") == value
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(max_size=200) | st.text("0123456789.,/-+$%\\{}frac boxed#<>answer\n", max_size=200))
 def test_any_text_is_read_without_an_error(text: str) -> None:
     for asked in (None, "tags", "bare"):

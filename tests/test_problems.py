@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thickets.tasks import problems
@@ -187,6 +187,7 @@ def test_countdown_is_generated_solvable_and_reproducible() -> None:
         assert target in solutions(tuple(given))
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3))
 def test_solutions_use_every_number_once_and_make_their_target(given: list[int]) -> None:
     found = solutions(tuple(given))

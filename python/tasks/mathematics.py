@@ -13,7 +13,7 @@ from .scoring import Marked, written
 from .worker import Worker, WorkerError
 
 LIMIT = 5.0  # seconds: what takes longer equals nothing but itself
-MEMORY = 4 << 30  # bytes of address space, a hundredfold of what math-verify takes
+MEMORY = 1 << 30  # bytes of address space: math-verify begins with 64 MB
 LENGTH = 300  # characters of an expression that is worth reading
 CACHE = 100_000  # members mostly repeat each other
 
