@@ -13,6 +13,7 @@ from torch import Tensor
 from thickets.language.decoding import Decoding
 from thickets.language.generation import decode
 from thickets.language.prompts import Prompts
+from thickets.randopt.chunks import out_of_memory
 from thickets.tasks.problems import Answer, extract_answers, score_answers
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class Answering:
     """How problems become answers.
 
     chat: problems go through the tokenizer's chat template. strict: an answer out of the asked format is
-    none. batch: how many problems of a member run at once (None: all). tokens, seconds: generated so far, and
-    the time that took.
+    none. batch: how many problems of a member run at once (None: all), fewer once one member's do
+    not fit in memory. tokens, seconds: generated so far, and the time that took.
     """
 
     tokenizer: Any
@@ -48,12 +49,20 @@ class Answering:
     def texts(self, pm: PerturbedModule, problems: Sequence[Problem]) -> list[list[str]]:
         """What the N active members of `pm.members(..., fold=False)` write: N lists of B texts."""
         started = time.perf_counter()
-        step = self.batch or len(problems)
-        members: list[list[str]] = []
-        for start in range(0, len(problems), step):
-            made = decode(pm, self.prompts(problems[start : start + step]), self.decoding)
-            assert made.texts is not None
-            members = [a + b for a, b in zip(members, made.texts, strict=True)] if members else made.texts
+        members: list[list[str]] = [[] for _ in pm.active[0]]
+        while len(members[0]) < len(problems):
+            done = len(members[0])
+            some = problems[done : done + (self.batch or len(problems))]
+            try:
+                made = decode(pm, self.prompts(some), self.decoding)
+            except (MemoryError, RuntimeError) as error:
+                # Several members are first tried in smaller groups.
+                if not out_of_memory(error) or len(members) > 1 or len(some) == 1:
+                    raise
+                self.batch = (len(some) + 1) // 2
+                continue
+            for texts, more in zip(members, made.texts or (), strict=True):
+                texts.extend(more)
             self.tokens += made.count
         self.seconds += time.perf_counter() - started
         return members
