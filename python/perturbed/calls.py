@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .fallback import ArgumentNames
 from .folding import PLAIN, first_tensor, folded, leaves, map_tensors, mixing, unfolded
+from .groups import FoldError
 from .guards import BaseReads, ReadError
-from .members import FoldError, Members
+from .members import Members
 from .parameters import NamedParameter
 from .twin import Twin
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .members import FoldError, Members
+from .groups import FoldError
+from .members import Members
 from .parameters import NamedParameter
 from .segments import Segment
 

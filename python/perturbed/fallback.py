@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .folding import leaves, map_tensors
+from .groups import FoldError
 from .guards import Guard
-from .members import FoldError, Members
+from .members import Members
 from .quantised import QuantisedLayer
 
 SEQUENCE_MODULES = (nn.MultiheadAttention, nn.RNNBase)  # those with an argument batch_first

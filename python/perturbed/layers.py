@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from . import experts, norms
 from .checkpoint import conv1d
 from .continued import continued
-from .members import FoldError, Members
+from .groups import FoldError
+from .members import Members
 from .parameters import NamedParameter
 
 Slots = Mapping[str, NamedParameter]  # the layer's parameters by attribute: weight, bias or both

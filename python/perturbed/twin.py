@@ -20,9 +20,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .experts import StackedExperts
 from .fallback import SOMETIMES_SLOW, MemberByMember, Slow
+from .groups import FoldError
 from .guards import Guard, ReadError, tensors_in
 from .layers import Layer, known_layer, linear, token_linear
-from .members import FoldError, Members
+from .members import Members
 from .packed import packed_parameters
 from .parameters import NamedParameter, inner_module, unwrapped
 from .quantised import QuantisedLayer, QuantisedLinear, stand_in
