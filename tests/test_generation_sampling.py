@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from language_case import PROMPTS, SEEDS, SIGMAS, flat, model
 
 import thickets
-from thickets.language import Decoding, generate
+from thickets.language import Decoding, Prompts, generate
 from thickets.language.sampling import choose, stream_keys, uniforms
 
 NEW = 12
@@ -27,8 +27,10 @@ def test_no_draw_depends_on_chunks(pm, options):
     assert sampled(pm, **options) == sampled(pm, chunk=len(SEEDS))
 
 
-def test_no_draw_depends_on_the_other_members(pm):
+def test_no_draw_depends_on_other_members_and_prompts(pm):
     whole = sampled(pm).tokens
+    assert sampled(pm, prompts=PROMPTS[::-1]).tokens == [member[::-1] for member in whole]
+    assert sampled(pm, prompts=PROMPTS[1:3]).tokens == [member[1:3] for member in whole]
     assert sampled(pm, SEEDS[::-1], SIGMAS[::-1]).tokens == whole[::-1]
     assert sampled(pm, SEEDS[1:2], SIGMAS[1:2]).tokens == whole[1:2]
 
@@ -108,10 +110,11 @@ def test_the_ends_of_the_range_draw_what_can_be_drawn():
 def test_numbers_are_uniform_and_pinned():
     keys = stream_keys(0, range(1000), [0.5] * 1000)
     assert ((keys >= 0) & (keys < 2**32)).all()
-    numbers = torch.cat([uniforms(keys, torch.arange(1000) % 7, step) for step in range(20)])
+    prompts = Prompts.of([[1]] * 1000).words()
+    numbers = torch.cat([uniforms(keys, prompts, step) for step in range(20)])
     assert ((numbers >= 0) & (numbers < 1)).all()
     assert numbers.unique().numel() == numbers.numel()
     assert abs(float(numbers.mean()) - 0.5) < 4 * (1 / 12 / 20000) ** 0.5
     assert abs(float(numbers.var()) - 1 / 12) < 0.003
-    some = uniforms(stream_keys(3, [7, 2**64 - 1], [0.5, -0.5]), torch.tensor([0, 5]), 2)
-    assert some.tolist() == [0.8759994828230653, 0.9249002859854265]
+    some = uniforms(stream_keys(3, [7, 2**64 - 1], [0.5, -0.5]), Prompts.of([[5, 6], [5, 6]]).words(), 2)
+    assert some.tolist() == [0.10197149562915442, 0.8569145748615128]

@@ -78,8 +78,9 @@ def generate(
     `memory`, bytes or "auto"). stored: write the members' weights once ("auto": where that is faster).
 
     Equals `generate` of a model with `pm.materialize(seed, sigma)`, up to rounding of the logits; neither
-    chunks nor the other members change more than that. ValueError or TypeError names the argument at
-    fault; RuntimeError for a model that cannot generate so; MemoryError where not even one member fits.
+    chunks nor the other members and prompts change more than that. Sampled tokens are drawn from a stream of
+    sample seed, member and prompt. ValueError or TypeError names the argument at fault; RuntimeError for a
+    model that cannot generate so; MemoryError where not even one member fits.
     """
     if not isinstance(prompts, Prompts):
         prompts = Prompts.of(prompts, tokenizer, chat)
@@ -119,7 +120,7 @@ def decode(pm: PerturbedModule, prompts: Prompts, decoding: Decoding) -> Generat
     if not pm.checked:
         pm(input_ids=ids[:, -CHECKED:], attention_mask=mask[:, -CHECKED:], use_cache=False)
     ends = Ends(pm.base, prompts.tokenizer, decoding.stop, device)
-    sampler = Sampler.of_members(decoding, seeds, sigmas, batch, ids.shape[1]) if decoding.sample else None
+    sampler = Sampler.of_members(decoding, seeds, sigmas, prompts) if decoding.sample else None
     running = Running(pm.module, ids, mask, decoding, ends, sampler)
     tokens: list[list[int]] = [[] for _ in range(count * batch)]
     finished = [False] * len(tokens)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +70,16 @@ class Prompts:
         rows = zip(self.ids.tolist(), self.mask.sum(1).tolist(), strict=True)
         return [row[len(row) - length :] for row, length in rows]
 
+    def words(self) -> Tensor:
+        """Two 32-bit words a prompt, int64 [B, 2]: BLAKE2b of its tokens and the equal ones before it."""
+        seen: Counter[tuple[int, ...]] = Counter()
+        words = []
+        for tokens in map(tuple, self.tokens()):
+            content = struct.pack(f"<{1 + len(tokens)}Q", seen[tokens], *tokens)
+            words.append(struct.unpack("<II", hashlib.blake2b(content, digest_size=8).digest()))
+            seen[tokens] += 1
+        return torch.tensor(words, dtype=torch.int64)
+
     def check_length(self, context: int | None, max_new_tokens: int) -> None:
         """ValueError naming the first prompt that with its new tokens is longer than the model's context."""
         if context is None:
@@ -84,17 +96,16 @@ def _tokens(index: int, prompt: Prompt, tokenizer: Any, chat: bool) -> list[int]
     """One prompt's token ids, at least one."""
     if not isinstance(prompt, str | Sequence):
         raise TypeError(f"prompt {index} must be a text, token ids or messages, got {type(prompt).__name__}")
-    messages = not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt)
+    tokens: list[Any] = list(prompt)
+    messages = any(isinstance(item, Mapping) for item in tokens)
     if isinstance(prompt, str) or messages:
         if tokenizer is None:
             raise ValueError(f"prompt {index} is text, which needs a tokenizer, got None")
         if messages and not chat:
             raise ValueError(f"prompt {index} is a list of messages, which needs chat=True")
         tokens = _encoded(index, prompt, tokenizer, chat)
-    else:
-        tokens = list(prompt)
-        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
-            raise TypeError(f"prompt {index} must hold token ids >= 0, got {prompt!r:.80}")
+    elif not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in tokens):
+        raise TypeError(f"prompt {index} must hold token ids >= 0, got {prompt!r:.80}")
     if not tokens:
         raise ValueError(f"prompt {index} must have at least one token, got {prompt!r:.80}")
     return tokens

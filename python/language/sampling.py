@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thickets.philox import MASK32, philox4x32_10
+from thickets.philox import philox4x32_10
 
 from .decoding import Decoding
+from .prompts import Prompts
 
 
 def stream_keys(sample_seed: int, seeds: Sequence[int], sigmas: Sequence[float]) -> Tensor:
@@ -25,12 +26,13 @@ def stream_keys(sample_seed: int, seeds: Sequence[int], sigmas: Sequence[float])
 
 
 def uniforms(keys: Tensor, prompts: Tensor, step: int) -> Tensor:
-    """Numbers in [0, 1) of 48 bits, float64 [R], from Philox4x32-10 of counter (step, prompt, 0, 0).
+    """Numbers in [0, 1) of 48 bits, float64 [R], from Philox4x32-10 of counter (step, two words, 0).
 
-    keys: int64 [R, 2], each row's stream; prompts: int64 [R], the index of its prompt.
+    keys: int64 [R, 2], of each row's member; prompts: int64 [R, 2], its prompt's words.
     """
-    zero = torch.zeros_like(prompts)
-    high, low, _, _ = philox4x32_10(zero + step, prompts & MASK32, zero, zero, keys[:, 0], keys[:, 1])
+    zero = torch.zeros_like(keys[:, 0])
+    counter = (zero + step, *prompts.unbind(1), zero)
+    high, low, _, _ = philox4x32_10(*counter, *keys.unbind(1))
     return (high * 2**16 + (low >> 16)).double() * 2.0**-48
 
 
@@ -54,19 +56,20 @@ def choose(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
 class Sampler:
     """A logits processor of transformers that leaves each sequence the one token which its own stream draws.
 
-    keys: int64 [R, 2], prompts: int64 [R], of each sequence; start: how long all were at first.
+    keys, prompts: int64 [R, 2], of each sequence; start: how long all were at first.
     """
 
     def __init__(self, decoding: Decoding, keys: Tensor, prompts: Tensor, start: int) -> None:
         self.decoding, self.keys, self.prompts, self.start = decoding, keys, prompts, start
 
     @classmethod
-    def of_members(cls, decoding: Decoding, seeds: Tensor, sigmas: Tensor, batch: int, start: int) -> Sampler:
+    def of_members(cls, decoding: Decoding, seeds: Tensor, sigmas: Tensor, prompts: Prompts) -> Sampler:
         """That of N members x B prompts; seeds int64 [N], sigmas float32 [N]."""
         unsigned = [seed % 2**64 for seed in seeds.tolist()]
         keys = stream_keys(decoding.sample_seed, unsigned, sigmas.tolist()).to(seeds.device)
-        prompts = torch.arange(batch, device=seeds.device).repeat(len(seeds))
-        return cls(decoding, keys.repeat_interleave(batch, 0), prompts, start)
+        words = prompts.words().to(seeds.device)
+        rows = keys.repeat_interleave(len(words), 0), words.repeat(len(keys), 1)
+        return cls(decoding, *rows, prompts.ids.shape[1])
 
     def of(self, rows: Tensor) -> Sampler:
         """That of some of the sequences, rows int64 [R']."""
