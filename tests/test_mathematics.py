@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,19 @@ def test_what_takes_too_long_equals_itself_alone_and_holds_up_no_thread(
     start = time.perf_counter()
     assert value(scorer, rf"\boxed{{{tower}}}") == tower
     assert time.perf_counter() - start < 0.5  # it is not tried again
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "${}$", r"\boxed{{{}}}", r"\boxed{{\text{{{}}}}}", "The answer is {}", "3+{}"]
+)
+def test_no_text_is_run_as_code(scorer: Mathematics, form: str, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    text = form.format(f"__import__('pathlib').Path('{trap}').touch()")
+    answer = scorer.extract(text, problem(None))
+    if answer is not None:
+        scorer.correct(answer, problem(text))
+    scorer.correct(Answer(text), problem(r"x^2"))
+    assert not trap.exists()
 
 
 def test_long_expressions_are_not_read(scorer: Mathematics) -> None:
