@@ -21,8 +21,8 @@ from thickets.perturbed.checkpoint import _globs, checkpoint_segments
 from thickets.perturbed.parameters import collect, persistent_buffers
 
 # Of each kind, all weights 0: digests of the perturbed names and of a member's noise under them (seed 5,
-# sigma 1), and the base's fingerprint. They are equal under transformers 4.57.6 and 5.23.0; only LLaVA's vision
-# tower has other keys in models that were not loaded, and so no fingerprint here.
+# sigma 1), and the base's fingerprint. They are equal under transformers 4.57.6 and 5.23.0; only LLaVA's
+# vision tower has other keys in models that were not loaded, and so no fingerprint here.
 PINNED = {
     "llama": ("6301cab84c3b", "f8841179a0d6", "94db4a22ff5b"),
     "llama-tied": ("9840b6acc739", "a165c3e1b363", "f99976476bd9"),
