@@ -1,7 +1,7 @@
 """The per-row path: one continuous batch whose rows belong to any members, in any order and mix.
 
 As an engine that serves many adapters calls one product for all of them, it calls these for its many members.
-`owners` says whose each row is. Nothing here waits for a GPU.
+`owners` says whose each row is. With seeds and sigmas as tensors on its device, nothing waits for a GPU.
 """
 
 from __future__ import annotations
