@@ -50,7 +50,7 @@ def checkpoint_segments(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict
     """
     found: dict[str, list[tuple[int, int, Segment]]] = {name: [] for name in tensors}
     if is_transformers(model):
-        followed = {
+        followed: dict[str, Tensor] = {
             name: torch.empty(tensor.shape, device="meta").as_subclass(_Followed)
             for name, tensor in tensors.items()
         }
@@ -59,7 +59,7 @@ def checkpoint_segments(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict
             owner = owners.get(block.untyped_storage()._cdata)
             segment = None if owner is None else _segment(key, block, followed[owner])
             if owner is not None and segment is not None:
-                found[owner].append((block.storage_offset(), block.numel(), segment))
+                found[owner].append((int(block.storage_offset()), block.numel(), segment))
     segments = {}
     for name, blocks in found.items():
         whole = sum(size for _, size, _ in blocks) == tensors[name].numel() and bool(blocks)

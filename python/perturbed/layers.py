@@ -106,13 +106,12 @@ def known_layer(module: nn.Module, slots: Slots) -> Layer | str:
     stock = next((kind for kind in layers if isinstance(module, kind)), None)
     own = "forward" in vars(module)
     if stock is None:
-        finders = (norms.recognised, continued, experts.recognised)
-        found = None if own else next(filter(None, (find(module, slots) for find in finders)), None)
+        found = None if own else _recognised(module, slots)
         return found or "it uses its parameters itself"
     methods = ["forward", "__call__", "_call_impl"] + ["_conv_forward"] * issubclass(stock, _ConvNd)
     if own or any(getattr(type(module), m) is not getattr(stock, m) for m in methods):
-        found = continued(module, slots) if stock is nn.Embedding and not own else None
-        return found or f"its forward is not that of {stock.__name__}"
+        goes_on = continued(module, slots) if stock is nn.Embedding and not own else None
+        return goes_on or f"its forward is not that of {stock.__name__}"
     if module._forward_pre_hooks:
         return "a forward pre-hook may change its parameters"
     if not slots.keys() <= {"weight", "bias"} or "weight" not in module._parameters:
@@ -122,6 +121,11 @@ def known_layer(module: nn.Module, slots: Slots) -> Layer | str:
     if len({parameter.tensor.dtype for parameter in slots.values()}) > 1:
         return "its parameters differ in dtype"
     return _unusual(module, slots) or layers[stock]
+
+
+def _recognised(module: nn.Module, slots: Slots) -> Layer | None:
+    """The layer function of a module that a library wrote itself, by what it computes."""
+    return norms.recognised(module, slots) or continued(module, slots) or experts.recognised(module, slots)
 
 
 def _unusual(module: nn.Module, slots: Slots) -> str | None:

@@ -150,14 +150,15 @@ def collect(
     chosen -= matching("exclude", exclude, renamed)
     if not chosen:
         raise ValueError("include and exclude must leave a parameter to perturb, got none")
-    stored = _stored_otherwise(model)
+    convolutions, transposes = _stored_otherwise(model)
     for own, tensor in found.items():
+        convolution, transposed = id(tensor) in convolutions, id(tensor) in transposes
         parts = tuple(
-            replace(part, name=names.get(part.name, part.name), **stored.get(id(tensor), {}))
-            for part in segments[own]
+            replace(p, name=names.get(p.name, p.name), convolution=convolution, transposed=transposed)
+            for p in segments[own]
         )
         name = parts[0].name if len(parts) == 1 else own
-        perturbed = chosen.intersection(part.name for part in parts)
+        perturbed = frozenset(chosen.intersection(part.name for part in parts))
         if perturbed:
             _refuse_unusual(name, tensor)
             for part in parts:
@@ -168,16 +169,13 @@ def collect(
     return collected
 
 
-def _stored_otherwise(model: nn.Module) -> dict[int, dict[str, bool]]:
-    """Which weights, by id(), are stored otherwise than their shape says: fields of their segments."""
+def _stored_otherwise(model: nn.Module) -> tuple[set[int], set[int]]:
+    """The id() of the weights of convolutions, and of those that are stored as transposes."""
     library = conv1d()
-    fields = {}
-    for module in model.modules():
-        if isinstance(module, _ConvNd) and not module.transposed:
-            fields[id(module.weight)] = {"convolution": True}
-        elif library is not None and isinstance(module, library):
-            fields[id(module.weight)] = {"transposed": True}
-    return fields
+    modules = list(model.modules())
+    convolutions = {id(m.weight) for m in modules if isinstance(m, _ConvNd) and not m.transposed}
+    transposes = {id(m.weight) for m in modules if library is not None and isinstance(m, library)}
+    return convolutions, transposes
 
 
 def _refuse_large(name: str, rows: int, cols: int) -> None:
