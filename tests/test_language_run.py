@@ -14,8 +14,10 @@ import language_task
 from PIL import Image
 
 import thickets
+from thickets.language import answering as answering_module
 from thickets.language import run as running
 from thickets.language.folder import read_texts
+from thickets.language.generation import decode
 from thickets.language.models import open_model
 from thickets.randopt.store import Store
 from thickets.tasks.problems import open_task
@@ -272,6 +274,35 @@ def test_a_chat_template_is_used_where_there_is_one(ran, tmp_path):
     assert texts[0] == [language_task.text_alone(state, f"{prompt} ") for prompt in prompts]
     assert texts[1] == [language_task.text_alone(state, prompt) for prompt in prompts]
     assert texts[0] != texts[1]
+
+
+def test_problems_of_a_member_that_do_not_fit_are_halved(ran, monkeypatch):
+    folder, _ = ran
+    task = open_task(str(folder / "task.jsonl"), train=12, test=20, scorer="number")
+    opened = open_model(str(folder / "model"))
+    answering = running.answering_of(language_task.settings(folder / "model", folder), task, opened)
+    pm, calls = thickets.perturb(opened.model), []
+
+    def scarce(pm, prompts, decoding):
+        calls.append(len(prompts))
+        if len(prompts) * len(pm.active[0]) > 4:
+            raise torch.OutOfMemoryError("no more")
+        return decode(pm, prompts, decoding)
+
+    def texts(seeds):
+        with pm.members(seeds, [0.03] * len(seeds), fold=False):
+            return answering.texts(pm, task.train)
+
+    expected = texts([5])
+    monkeypatch.setattr(answering_module, "decode", scarce)
+    with pytest.raises(torch.OutOfMemoryError):  # two members are the search's to part
+        texts([5, 6])
+    assert texts([5]) == expected
+    assert calls == [12, 12, 6, 3, 3, 3, 3]
+    monkeypatch.setattr(answering_module, "decode", lambda pm, prompts, _: scarce(pm, [0] * 5, None))
+    answering.batch = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        texts([5])
 
 
 def test_no_result_depends_on_how_many_problems_run_at_once(ran, tmp_path):

@@ -28,7 +28,7 @@ class Answering:
     """How problems become answers.
 
     chat: problems go through the tokenizer's chat template. strict: an answer out of the asked format is
-    none. batch: how many problems of a member run at once (None: all), fewer once one member's do
+    none. batch: how many problems of a member run at once (None: all), fewer once those of one do
     not fit in memory. tokens, seconds: generated so far, and the time that took.
     """
 

@@ -69,7 +69,7 @@ def answer(
         pm, answering.texts, False, worth_storing(pm, len(problems), decoding.max_new_tokens)
     )
     size = evaluator.size([problems], None, "auto")
-    texts = evaluator.predictions(thicket.members, problems, size)
+    texts: Any = evaluator.predictions(thicket.members, problems, size)
     answers = extract_answers(scorer, texts, problems)
     counted = in_format(answers) if run["strict"] else answers
     how = how or "majority"

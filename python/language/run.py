@@ -118,7 +118,7 @@ def run_search(settings: Settings, out: Path, say: Callable[[str], None] = lambd
     result.thicket().save(out / files.EXPERTS)
     speed = _speed(answering, result)
     say(f"best {len(result.top())} of {len(result.scored)} members on the held-out problems")
-    found = _held_out(settings, task, answering, pm, stored, result, out)
+    found = _held_out(settings, task, Evaluator(pm, answering.texts, False, stored), result, out)
     report = {
         "machine": info.report(),
         "run": files.read_run(out),
@@ -202,32 +202,17 @@ def _identity(
 def _held_out(
     settings: Settings,
     task: Task,
-    answering: Answering,
-    pm: PerturbedModule,
-    stored: bool,
+    evaluator: Evaluator,
     result: SearchResult,
     out: Path,
 ) -> Findings:
-    """Base, experts and the sample on the held-out problems: what is in the folder is not made again."""
+    """Base, experts and the sample on the held-out problems."""
     top, sample = result.top(), result.scored[: settings.correlate]
-    wanted = {record.index: record for record in (*top, *sample)}
-    texts = files.read_texts(out, len(task.test))
-    missing: list[Member | Record] = [m for m in (BASE_MEMBER, *wanted.values()) if m.index not in texts]
-    needed = {BASE_MEMBER.index, *(record.index for record in top)}
-    if missing:
-        evaluator = Evaluator(pm, answering.texts, False, stored)
-        size = evaluator.size([task.test], settings.chunk, settings.memory)
-        for outcome in run_in_chunks(missing, lambda some: evaluator.together(some, task.test), size):
-            if outcome.error is not None and needed & {member.index for member in outcome.items}:
-                raise outcome.error
-            for member, written in zip(outcome.items, outcome.result or (), strict=False):
-                files.add_texts(out, member.index, member, written)
-                texts[member.index] = written
+    texts = _texts(settings, task, evaluator, [BASE_MEMBER, *top], sample, out)
     sample = [record for record in sample if record.index in texts]
-    everyone = [-1, *(record.index for record in (*top, *sample))]
-    answers = dict(
-        zip(everyone, extract_answers(task.scorer, [texts[i] for i in everyone], task.test), strict=True)
-    )
+    indices = {-1, *(record.index for record in (*top, *sample))}
+    read = extract_answers(task.scorer, [texts[index] for index in indices], task.test)
+    answers = dict(zip(indices, read, strict=True))
     sampled = [answers[record.index] for record in sample]
     scores = accuracy(task.scorer, in_format(sampled) if settings.strict else sampled, task.test)
     return Findings(
@@ -242,6 +227,34 @@ def _held_out(
         base_texts=texts[-1],
         sample=[(record, float(row.double().mean())) for record, row in zip(sample, scores, strict=True)],
     )
+
+
+def _texts(
+    settings: Settings,
+    task: Task,
+    evaluator: Evaluator,
+    needed: Sequence[Member | Record],
+    sample: Sequence[Record],
+    out: Path,
+) -> dict[int, list[str]]:
+    """What members write about the held-out problems, by index; what the folder holds is not made again.
+
+    Each is noted there at once. A member of the sample that fails is left out, one needed is an error.
+    """
+    texts = files.read_texts(out, len(task.test))
+    wanted: dict[int, Member | Record] = {member.index: member for member in (*needed, *sample)}
+    missing = [member for index, member in wanted.items() if index not in texts]
+    if not missing:
+        return texts
+    must = {member.index for member in needed}
+    size = evaluator.size([task.test], settings.chunk, settings.memory)
+    for outcome in run_in_chunks(missing, lambda some: evaluator.together(some, task.test), size):
+        if outcome.error is not None and must & {member.index for member in outcome.items}:
+            raise outcome.error
+        for member, written in zip(outcome.items, outcome.result or (), strict=False):
+            files.add_texts(out, member.index, member, written)
+            texts[member.index] = written
+    return texts
 
 
 def _speed(answering: Answering, result: SearchResult) -> dict[str, float | None]:
