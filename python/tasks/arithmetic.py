@@ -15,7 +15,6 @@ from pathlib import Path
 from thickets.tasks.problems import Problem, Source
 
 CHECKPOINT = Path(__file__).parent / "arithmetic_lm"  # the model, for `from_pretrained`
-SIGMAS = (0.01, 0.015, 0.02)  # around it, a fifth to a third of the members beat it
 PROMPT = "Q: {sum} A:"
 TERMS = 4
 MAX_NEW_TOKENS = 8
