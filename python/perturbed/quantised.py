@@ -16,9 +16,7 @@ from ..functional import noise_linear_
 from .members import Members
 from .parameters import NamedParameter
 
-MIXED = (
-    0.1  # what part of the rows' differences one large row beside them may be worth: kernels differ by less
-)
+MIXED = 0.1  # of the differences between rows: what a large row beside them may not change, and no kernel does
 
 
 class QuantisedLayer(nn.Module):
