@@ -16,7 +16,7 @@ from ..functional import noise_linear_
 from .members import Members
 from .parameters import NamedParameter
 
-MIXED = 0.1  # of the differences between rows: what a large row beside them may not change, and no kernel does
+MIXED = 0.1  # share of the rows' differences that no kernel's choice changes, but a large row beside them may
 
 
 class QuantisedLayer(nn.Module):
