@@ -14,7 +14,17 @@ import torch
 from thickets import CONTRACT_VERSION, __version__
 
 CHECKOUT = Path(__file__).resolve().parent.parent  # of an editable install; a wheel's has no .git
-LIBRARIES = ("torch", "triton", "numpy", "pydantic", "safetensors", "scikit-learn", "matplotlib")
+LIBRARIES = (
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "scikit-learn",
+    "matplotlib",
+    "math-verify",
+)
 
 
 def report() -> dict[str, Any]:

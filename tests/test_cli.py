@@ -26,7 +26,7 @@ from thickets.tasks import digits, experiments, run, signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMMANDS = ["demo", "search", "signals", "digits", "vote", "export", "density", "bench", "info"]
+COMMANDS = ["demo", "search", "pretrain", "signals", "digits", "vote", "export", "density", "bench", "info"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SHELL = [sys.executable, "-c", "from thickets.cli import main; main()"]
 

@@ -21,6 +21,7 @@ import thickets
 from thickets import cli, options
 from thickets.language import models
 from thickets.language.models import open_model
+from thickets.tasks import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,6 +184,27 @@ def test_damaged_folders_are_refused(ran, tmp_path):
     assert result.exit_code == 2
     assert "to must be a folder" in result.stderr
     assert call("export", ran[0] / "run", "--to", tmp_path / "one", "--member", 3).exit_code == 2
+
+
+def test_pretrain_writes_a_model_that_search_opens(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "PHASES", [pretrain.PHASES[0]._replace(steps=2)])
+    assert f"thickets search --model {tmp_path / 'new'}" in good("pretrain", "--out", tmp_path / "new")
+    opened = open_model(str(tmp_path / "new"))
+    assert opened.identity["dtype"] == "float32"
+    assert opened.tokenizer("7+8").input_ids == open_model("arithmetic").tokenizer("7+8").input_ids
+
+
+def test_the_embedded_model_and_its_task_are_the_defaults(tmp_path):
+    small = ("--n", 2, "--top-k", 1, "--train", 20, "--test", 20)
+    report = json.loads(good("search", "--out", tmp_path / "run", *small, "--json"))
+    assert (report["run"]["model"], report["run"]["task"]) == ("arithmetic", "arithmetic")
+    assert report["run"]["sigmas"] == [0.01, 0.015, 0.02]
+    assert 0.2 < report["base"]["accuracy"]["value"] < 0.9
+    inputs = tmp_path / "run" / "held_out.jsonl"
+    assert json.loads(good("vote", tmp_path / "run", "--inputs", inputs, "--json"))["measured"] == {
+        "metric": "accuracy",
+        **report["vote"]["accuracy"],
+    }
 
 
 def test_a_model_that_does_not_fit_is_said_in_words(ran, tmp_path, monkeypatch):

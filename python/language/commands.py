@@ -1,4 +1,4 @@
-"""The command `thickets search`, and how the others serve the folders that it writes."""
+"""The commands `search` and `pretrain`, and how the others serve the folders that a search writes."""
 
 from __future__ import annotations
 
@@ -121,6 +121,26 @@ def search(
     show(report, shown(report, out), as_json)
 
 
+@reported
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its tokenizer.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights and training texts.")] = 0,
+) -> None:
+    """Make the small language model that comes with the package again: minutes, on one thread."""
+    from thickets.language.models import quiet
+    from thickets.tasks.pretrain import PHASES, write
+
+    quiet()
+    steps = sum(phase.steps for phase in PHASES)
+
+    def report(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            typer.echo(f"step {step} of {steps}: loss {loss:.3f}", err=True)
+
+    write(out, PHASES, seed, report)
+    typer.echo(f"Next: thickets search --model {out}")
+
+
 def vote(run: Path, inputs: Path, how: str, limit: int, model: str, backend: str, as_json: bool) -> None:
     """`thickets vote` with a run's folder of ours."""
     from thickets.language.answers import answer, answers_table
@@ -141,5 +161,6 @@ def export(run: Path, to: Path, member: int, model: str) -> Expert:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give the command line its command `search`."""
+    """Give the command line its commands `search` and `pretrain`."""
     app.command(cls=SeveralSigmas)(search)
+    app.command()(pretrain)

@@ -29,6 +29,7 @@ from thickets.randopt.store import Record
 from thickets.tasks.problems import Task, extract_answers, open_task
 
 SIGMAS = (5e-4, 1e-3, 2e-3)  # of the paper's published scripts
+EMBEDDED_SIGMAS = (0.01, 0.015, 0.02)  # a small model's weights are few and large
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _checked(settings: Settings) -> tuple[list[float], int | float]:
     if settings.how not in ("majority", "weighted"):
         raise ValueError(f"how must be majority or weighted, got {settings.how!r}")
     top_k = min(50, max(1, settings.n // 10)) if settings.top_k is None else settings.top_k
-    sigmas = check_sigmas(SIGMAS if settings.sigma is None else settings.sigma)
+    own = EMBEDDED_SIGMAS if settings.model == EMBEDDED else SIGMAS
+    sigmas = check_sigmas(own if settings.sigma is None else settings.sigma)
     return sigmas, check_top_k(top_k, settings.n)
 
 
