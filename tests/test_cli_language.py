@@ -180,6 +180,10 @@ def test_damaged_folders_are_refused(ran, tmp_path):
         result = call("vote", run, *inputs)
         assert result.exit_code == 2
         assert message in result.stderr
+    (run / "run.json").write_bytes((ran[0] / "run" / "run.json").read_bytes())
+    assert "has no experts yet: let its search finish" in call("vote", run, *inputs).stderr
+    result = call("vote", ran[0] / "run", *inputs, "--how", "logits")
+    assert "how must be majority or weighted, got 'logits'" in result.stderr
     result = call("export", ran[0] / "run", "--to", tmp_path / "one.safetensors")
     assert result.exit_code == 2
     assert "to must be a folder" in result.stderr

@@ -8,9 +8,8 @@ import pytest
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
-    page for page in (ROOT / "README.md", ROOT / "docs/tutorial.md", ROOT / "docs/vllm.md") if page.exists()
-]
+NAMES = ("README.md", "docs/tutorial.md", "docs/language.md", "docs/vllm.md")
+PAGES = [ROOT / name for name in NAMES if (ROOT / name).exists()]
 
 
 def blocks(page):

@@ -10,6 +10,7 @@ from thickets.language.decoding import Decoding
 from thickets.language.folder import EXPERTS, other_base, read_run
 from thickets.language.limits import worth_storing
 from thickets.language.models import Opened, open_model
+from thickets.language.report import check_how
 from thickets.randopt.evaluation import Evaluator
 from thickets.statistics import score_interval
 from thickets.tasks.case import plain
@@ -39,6 +40,8 @@ def open_run(folder: Path, model: str | None = None, device: str = "auto", backe
     model: where the base is, by default where the search found it.
     """
     run = read_run(folder)
+    if not (folder / EXPERTS).is_file():
+        raise ValueError(f"run {str(folder)!r} has no experts yet: let its search finish")
     thicket = Thicket.load(folder / EXPERTS)
     base = open_model(model or run["model"], run["dtype"], device)
     try:
@@ -54,6 +57,8 @@ def answer(
 
     how: majority or weighted.
     """
+    how = how or "majority"
+    check_how(how)
     problems = read_problems(file, read_run(folder)["task"])
     run, thicket, base, pm = open_run(folder, model, **place)
     scorer = open_scorer(run["scorer"])
@@ -72,7 +77,6 @@ def answer(
     texts: Any = evaluator.predictions(thicket.members, problems, size)
     answers = extract_answers(scorer, texts, problems)
     counted = in_format(answers) if run["strict"] else answers
-    how = how or "majority"
     weights = score_weights([member.score for member in thicket.members]) if how == "weighted" else None
     votes = vote(counted, how, weights=weights)
     measured = None

@@ -165,6 +165,12 @@ def _share(values: Tensor) -> Interval:
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
+def check_how(how: str) -> None:
+    """ValueError unless `how` is a rule of `vote` for answers."""
+    if how not in ("majority", "weighted"):
+        raise ValueError(f"how must be majority or weighted, got {how!r}")
+
+
 def counts(k: int) -> list[int]:
     """Up to 40 whole numbers from 1 to k, dense at first and by equal factors then."""
     return sorted({min(k, max(i + 1, round(k ** (i / 39)))) for i in range(40)} | {k})

@@ -18,7 +18,7 @@ from thickets.language.answering import Answering, accuracy, in_format
 from thickets.language.decoding import Decoding
 from thickets.language.limits import worth_storing
 from thickets.language.models import EMBEDDED, Opened, open_model
-from thickets.language.report import Findings
+from thickets.language.report import Findings, check_how
 from thickets.perturbed import PerturbedModule, perturb
 from thickets.randopt import SearchResult, search
 from thickets.randopt.batches import digest
@@ -161,8 +161,7 @@ def _checked(settings: Settings) -> tuple[list[float], int | float]:
     if settings.batch is not None:
         check_integer(settings.batch, "batch", 1)
     check_chunking(settings.chunk, settings.memory)
-    if settings.how not in ("majority", "weighted"):
-        raise ValueError(f"how must be majority or weighted, got {settings.how!r}")
+    check_how(settings.how)
     top_k = min(50, max(1, settings.n // 10)) if settings.top_k is None else settings.top_k
     own = EMBEDDED_SIGMAS if settings.model == EMBEDDED else SIGMAS
     sigmas = check_sigmas(own if settings.sigma is None else settings.sigma)
