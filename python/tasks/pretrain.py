@@ -9,7 +9,6 @@ when it answers greedily, as base models do, and not all of its results are righ
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -197,23 +196,3 @@ def write(
     model = pretrain(phases, seed, report)
     model.half().save_pretrained(folder)
     write_tokenizer(folder)
-
-
-def main() -> None:
-    """`python -m thickets.tasks.pretrain --out DIR`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-
-    steps = sum(phase.steps for phase in PHASES)
-
-    def report(step: int, loss: float) -> None:
-        if step % 100 == 0:
-            print(f"step {step} of {steps}: loss {loss:.3f}", flush=True)
-
-    write(given.out, PHASES, given.seed, report)
-
-
-if __name__ == "__main__":
-    main()
