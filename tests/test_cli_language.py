@@ -222,8 +222,12 @@ def test_models_without_tokenizer_or_of_another_kind_are_refused(tmp_path):
     language_task.model().save_pretrained(tmp_path / "mute")
     with pytest.raises(ValueError, match="has no tokenizer that can be opened"):
         open_model(str(tmp_path / "mute"))
-    from transformers import T5Config
+    from transformers import T5Config, ViTConfig
 
+    ViTConfig().save_pretrained(tmp_path / "seeing")
+    language_case.tokenizer().save_pretrained(tmp_path / "seeing")
+    with pytest.raises(ValueError, match="is no language model: Unrecognized configuration class"):
+        open_model(str(tmp_path / "seeing"))
     T5Config().save_pretrained(tmp_path / "t5")
     with pytest.raises(ValueError, match="must be a causal language model, got the encoder-decoder 't5'"):
         open_model(str(tmp_path / "t5"))

@@ -40,7 +40,7 @@ def open_model(spec: str, dtype: str = "auto", device: str = "auto") -> Opened:
         raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     source = _source(spec)
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {spec!r} cannot be opened: {_first_line(error)}") from None
     if getattr(config, "is_encoder_decoder", False):
@@ -114,7 +114,7 @@ def _tokenizer(spec: str, source: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # each kind has errors of its own for a missing or damaged file
         raise ValueError(
             f"model {spec!r} has no tokenizer that can be opened: {_first_line(error)}"
@@ -123,8 +123,11 @@ def _tokenizer(spec: str, source: str) -> Any:
 
 def _check_memory(spec: str, auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -> None:
     """MemoryError before anything is loaded, from the architecture alone."""
-    with torch.device("meta"):
-        model = auto.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"model {spec!r} is no language model: {_first_line(error)}") from None
     needed = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     free = free_memory(device)
     if needed > free:

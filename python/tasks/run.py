@@ -166,8 +166,8 @@ def find_run(folder: Path) -> Path:
         return found[0]
     if not found:
         raise ValueError(
-            f"run {str(folder)!r} holds no {EXPERTS} with its {BASE}: give what search, demo, digits or signals"
-            " wrote"
+            f"run {str(folder)!r} holds no {EXPERTS} with its {BASE}:"
+            " give what search, demo, digits or signals wrote"
         )
     raise ValueError(f"run {str(folder)!r} holds several: choose one of {', '.join(map(str, found))}")
 
