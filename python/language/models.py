@@ -55,7 +55,8 @@ def open_model(spec: str, dtype: str = "auto", device: str = "auto") -> Opened:
     if not packed:
         _check_memory(spec, auto, config, kind, place)
     try:
-        model = auto.from_pretrained(source, dtype=kind, device_map={"": place} if packed else None)
+        placing = {"device_map": {"": place}} if packed else {}
+        model = auto.from_pretrained(source, dtype=kind, trust_remote_code=False, **placing)
         model = model if packed else model.to(place)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {spec!r} cannot be opened: {_first_line(error)}") from None
