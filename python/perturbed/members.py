@@ -28,7 +28,7 @@ class Members(Groups):
         self.backend = backend
         self.alone, self.turn = False, 0
         self.widened: torch.dtype | None = None
-        self._transposed: dict[str, tuple[Tensor, Tensor]] = {}  # weights and their transposes, by name
+        self._transposed: dict[str, Tensor] = {}  # matrix views of weights that are stored otherwise, by name
         self.clear()
 
     def clear(self) -> None:
@@ -127,17 +127,18 @@ class Members(Groups):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def matrix(self, weight: NamedParameter) -> Tensor:
-        """The matrix view [O, K] of the base's weight; a contiguous copy of one that is stored transposed."""
-        if not weight.transposed:
-            return weight.shaped(weight.tensor)
-        if weight.name not in self._transposed:
-            self._transposed[weight.name] = weight.tensor, weight.tensor.mT.contiguous()
-        return self._transposed[weight.name][1]
+        """The matrix view [O, K] of the base's weight; contiguous if `follow_base` made it so."""
+        return self._transposed.get(weight.name, weight.shaped(weight.tensor))
 
-    def follow_base(self) -> None:
-        """Take over changes of the base where this keeps copies of it."""
-        for tensor, copy in self._transposed.values():
-            copy.copy_(tensor.mT)
+    def follow_base(self, parameters: Iterable[NamedParameter]) -> None:
+        """Copy what the base stores transposed, as no product takes it so, to addresses that stay."""
+        for parameter in parameters:
+            if parameter.transposed:
+                matrix = self._transposed.setdefault(
+                    parameter.name,
+                    torch.empty_like(parameter.tensor.mT, memory_format=torch.contiguous_format),
+                )
+                matrix.copy_(parameter.tensor.mT)
 
     def embedding(self, ids: Tensor, weight: NamedParameter) -> Tensor:
         """Rows ids [R, ...] or [1, ...] of the members' tables [V, D]: [R, ..., D]."""

@@ -40,7 +40,8 @@ def perturb(
     is a glob of canonical names, a re.Pattern is searched in them, a list holds either. names: other
     canonical names for some parameters. strict: raise where a module would run member by member.
 
-    Linear, Embedding, LayerNorm, RMSNorm, BatchNorm, GroupNorm, Conv1d and Conv2d run all members at once;
+    Linear, Embedding, LayerNorm, RMSNorm, BatchNorm, GroupNorm, Conv1d and Conv2d run all members at once; so
+    do linear layers of other libraries with quantised weights: their own forward, plus the noise product;
     any other module that uses a perturbed parameter runs member by member, which a SlowPathWarning says once.
     TypeError or ValueError on what cannot be perturbed.
 
@@ -156,7 +157,8 @@ class PerturbedModule(nn.Module):
             raise ValueError(f"rows must be None unless fold=False, got {rows}")
         counts = None if rows is None else row_counts(rows, seeds.numel())
         self._twin.follow_base()
-        self._members.follow_base()
+        if not stored:
+            self._members.follow_base(self._perturbed)
         self._twin.refuse_training()
         empty = torch.empty_like(seeds), torch.empty_like(sigmas)
         fixed = self._by_count.setdefault(seeds.numel(), empty)
@@ -251,7 +253,7 @@ class PerturbedModule(nn.Module):
 
         Perturbed parameters are float32 W' for precision "exact"; for "storage" they have W's dtype and are,
         bit for bit, the weights that are evaluated; `dtype`, if given, is that of the result. The rest is
-        copied as it is.
+        copied as it is. RuntimeError if a perturbed weight is quantised: no W' fits its form.
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
