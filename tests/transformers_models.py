@@ -64,6 +64,17 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen2MoeForCausalLM",
         {**SIZES, **EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
     ),
+    "deepseek": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {
+            **SIZES,
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+            **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
+            **{"v_head_dim": 8, "num_key_value_heads": 4, "moe_intermediate_size": 24},
+            "first_k_dense_replace": 1,
+        },
+    ),
     "bert": ("BertConfig", "BertForMaskedLM", BERT),
     "bert-classes": ("BertConfig", "BertForSequenceClassification", BERT),
     "qwen2.5-vl": (
@@ -81,7 +92,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-EXPERT_KINDS = ("mixtral", "olmoe", "qwen2-moe")
+EXPERT_KINDS = ("mixtral", "olmoe", "qwen2-moe", "deepseek")
 VISION_KINDS = ("qwen2.5-vl", "llava")
 CAUSAL = [kind for kind in KINDS if not kind.startswith("bert")]
 
