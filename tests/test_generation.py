@@ -11,6 +11,7 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, Qw
 import thickets
 from thickets.language import Decoding, Generations, Prompts, decode, generate, limits
 from thickets.perturbed import SlowPathWarning
+from thickets.randopt.chunks import memory_limit
 
 NEW = 12
 VARIED = ["normal", "normal4", "rademacher", "hadamard", "lowrank-2"]
@@ -257,6 +258,24 @@ def test_prompts_that_cannot_fit_end_in_words(pm, monkeypatch):
     monkeypatch.setattr(limits, "_total_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match=r"4 prompts of 5 tokens .* fewer prompts"):
         generate(pm, PROMPTS, [1], [0.1], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample": True, "top_p": 0.9}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("batch", "length", "new"), [(20, 40, 4), (20, 4, 40), (2, 60, 4)])
+def test_the_estimate_of_memory_is_near_to_what_a_member_takes(batch, length, new, options):
+    base = model(vocab_size=1000)
+    base.generation_config = GenerationConfig()
+    pm = thickets.perturb(base)
+    prompts = Prompts.of([[5] * (length - i % 3) for i in range(batch)])
+    decoding = Decoding(max_new_tokens=new, **options)
+
+    def one():
+        with pm.members([1], [0.1], fold=False):
+            decode(pm, prompts, decoding)
+
+    one()
+    measured = memory_limit(one, 2**30, torch.device("cpu"))
+    assert 0.5 < limits.members_that_fit(pm, prompts, decoding, False, 2**30) / measured < 2
 
 
 def test_generations_join():

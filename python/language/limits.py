@@ -60,7 +60,8 @@ def members_that_fit(
     batch, length = prompts.ids.shape
     weights = sum(p.nbytes for p in pm.base.parameters()) if stored else 0
     token = 2 * config.num_hidden_layers * width * size  # of the cache
-    prefill = batch * (length * (token + (4 * hidden + 3 * inner) * size) + 12 * config.vocab_size) + weights
+    logits = config.vocab_size * (56 if decoding.sample else 12)  # their copies, and sorted ones in float64
+    prefill = batch * (length * (token + (4 * hidden + 3 * inner) * size) + logits) + weights
     total = _total_memory(device)
     if prefill > total:
         raise MemoryError(
