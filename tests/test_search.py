@@ -213,6 +213,8 @@ def test_nothing_is_printed_off_a_terminal_and_a_bar_on_one(capsys, monkeypatch)
     assert out == ""
     assert "5/5" in err
     assert f"best {max(result.scores.tolist()):.4g}" in err
+    run(n=5, progress=lambda: "9 tokens/s")
+    assert "/s 9 tokens/s" in capsys.readouterr().err
 
 
 # --- chunks, parts, extensions -----------------------------------------------------------------------------

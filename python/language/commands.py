@@ -39,7 +39,8 @@ def search(
     ] = Path("thickets-search"),
     n: Count = 500,
     sigma: Annotated[
-        list[str] | None, typer.Option(help="Noise scales: 5e-4 1e-3 2e-3. (default: the model's, or these)")
+        list[str] | None,
+        typer.Option(help="Noise scales: 5e-4 1e-3 2e-3. (default: these; the small model has its own)"),
     ] = None,
     top_k: Annotated[
         str,

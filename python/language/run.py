@@ -54,7 +54,7 @@ class Settings:
     mirrored: bool = False
     seed: int = 0
     train: int = 200
-    test: int = 500
+    test: int = 200
     data: Path | None = None
     scorer: str | None = None
     strict: bool = False
