@@ -55,6 +55,15 @@ def test_other_models(kind, config, fields):
     assert made.tokens == all_alone(pm, model(kind, config, **fields), NEW)
 
 
+@pytest.mark.parametrize("precision", ["exact", "storage"])
+def test_sixteen_bits_are_the_same_but_where_rounding_decides(precision):
+    pm = thickets.perturb(model().bfloat16(), precision=precision)
+    made = generate(pm, PROMPTS, SEEDS, SIGMAS, max_new_tokens=NEW)
+    own = all_alone(pm, model() if precision == "exact" else model().bfloat16(), NEW)
+    same = sum(one == other for one, other in zip(flat(made.tokens), flat(own), strict=True))
+    assert same >= 12  # of 16
+
+
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("chunking", [{"chunk": 1}, {"chunk": 3}, {"chunk": 100}, {"memory": 1}])
 def test_no_result_depends_on_chunks(pm, expected, chunking, stored):
