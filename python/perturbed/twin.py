@@ -21,12 +21,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from .experts import StackedExperts
 from .fallback import SOMETIMES_SLOW, MemberByMember, Slow
 from .groups import FoldError
-from .guards import Guard, ReadError, tensors_in
+from .guards import Guard, ReadError
 from .layers import Layer, known_layer, linear, token_linear
 from .members import Members
-from .packed import packed_parameters
 from .parameters import NamedParameter, inner_module, unwrapped
-from .quantised import QuantisedLayer, QuantisedLinear, stand_in
+from .quantised import QuantisedLayer, QuantisedLinear
+from .sharing import memo_of, refuse_writers
 
 
 class FastLayer(nn.Module):
@@ -59,8 +59,8 @@ class Twin:
         self.members = members
         self.strict = strict
         self.parameters = parameters
-        _refuse_writers(model, parameters)
-        memo = _memo(model, parameters)
+        refuse_writers(model, parameters)
+        memo = memo_of(model, parameters)
         shared = {id(tensor) for tensor in memo.values()}
         try:
             self.module: nn.Module = copy.deepcopy(unwrapped(model), memo)
@@ -268,47 +268,3 @@ def _running(error: BaseException, names: Mapping[int, str]) -> list[nn.Module]:
                 running.insert(0, module)
         trace = trace.tb_next
     return running
-
-
-def _refuse_writers(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> None:
-    """ValueError for modules whose forward would write the base."""
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
-            known = parameters.get(id(module.weight))
-            if known is not None and not known.perturbed:
-                raise ValueError(
-                    f"{name}.max_norm must be None if the weight, which it writes, is not perturbed"
-                )
-
-
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    """Plain tensors in a module's attributes, buffers included, parameters not."""
-    attributes = [value for name, value in vars(module).items() if name not in ("_parameters", "_modules")]
-    return [tensor for tensor in tensors_in(attributes) if type(tensor) in (Tensor, nn.Parameter)]
-
-
-def _memo(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> dict[int, Any]:
-    """What deepcopy takes in place of parameters, of views of their memory, of results and of wrappers."""
-    memo: dict[int, Any] = {}
-    tensor: Tensor
-    owners = {p.tensor.untyped_storage().data_ptr(): p for p in parameters.values() if p.perturbed}
-    owners.pop(0, None)
-    for tensor in model.parameters():
-        known = parameters[id(tensor)]
-        memo[id(tensor)] = Guard(known, tensor) if known.perturbed else tensor
-    for weight in parameters.values():
-        if weight.packed is not None:
-            held = packed_parameters(weight.packed).values() if weight.perturbed else ()
-            memo.update((id(tensor), Guard(weight, tensor)) for tensor in held)
-            memo.update((id(part), part) for part in weight.packed.modules())
-            memo[id(weight.packed)] = stand_in(weight.packed, memo)
-    for module in reversed(list(model.modules())):
-        for tensor in _tensors_of(module):
-            if id(tensor) not in memo and tensor.untyped_storage().data_ptr() in owners:
-                memo[id(tensor)] = Guard(owners[tensor.untyped_storage().data_ptr()], tensor)
-            elif id(tensor) not in memo and not tensor.is_leaf:
-                memo[id(tensor)] = tensor.detach().clone()
-        inner = inner_module(module)
-        if inner is not None:
-            memo[id(module)] = copy.deepcopy(inner, memo)
-    return memo
