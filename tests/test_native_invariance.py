@@ -16,6 +16,7 @@ from native_cases import (
     DENSE,
     STRUCTURED,
     assert_same_bits,
+    chain,
     every_dense_family,
     every_dtype,
     every_family,
@@ -203,6 +204,32 @@ def test_stored_mode(native: Backend, noise: str, dtype: torch.dtype, precision:
     ):
         actual = native.grouped_linear(x, weights, bias, offsets)
         assert_same_bits(actual, run(x, seeds, sigmas, offsets))
+
+
+@every_isa
+@pytest.mark.parametrize("outputs", [1, 7, 8, 9, 65])
+@pytest.mark.parametrize("inputs", [1, 15, 16, 130])
+def test_stored_weights_and_few_rows(native: Backend, outputs: int, inputs: int) -> None:
+    """Every count of rows around the width of a register, split among threads: the chains of the promise."""
+    weights, bias = normals(3, outputs, inputs), normals(3, outputs)
+    for rows in (1, 2, 7, 8, 9):
+        x = normals(3, rows, inputs)
+        expected = torch.stack([chain(x[n], weights[n], bias[n]) for n in range(3)])
+        assert_same_bits(native.grouped_linear(x, weights, bias, None), expected)
+        shared = torch.stack([chain(x[0], weights[n]) for n in range(3)])
+        assert_same_bits(native.grouped_linear(x[0], weights, None, None), shared)
+        with threads(4):
+            assert_same_bits(native.grouped_linear(x[:1], weights[:1], bias[:1], None), expected[:1])
+
+
+@every_isa
+def test_stored_weights_and_few_rows_on_many_threads(native: Backend) -> None:
+    """As many entries as threads are started for: fewer members than threads split the outputs."""
+    weights, x = normals(2, 131, 517), normals(2, 5, 517)
+    expected = torch.stack([chain(x[n], weights[n]) for n in range(2)])
+    for count in (1, 3, 4):
+        with threads(count):
+            assert_same_bits(native.grouped_linear(x, weights, None, None), expected)
 
 
 @every_isa

@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "convert.h"
+#include "few_rows.h"
 #include "generate.h"
 #include "team.h"
 
@@ -223,6 +224,9 @@ class LinearTask {
 void linear(const LinearArgs& a) {
   const int64_t members = a.groups.count, blocks = (a.out + OUTPUTS - 1) / OUTPUTS;
   if (members == 0 || blocks == 0) return;
+#if THICKETS_ISA_INDEX > 0
+  if (has_few_rows(a)) return linear_of_few_rows(a);
+#endif
   const int64_t rows = a.groups.rows();
   const Team team(1.0 * (members + rows / 16) * a.out * a.in, sizeof(Scratch) / sizeof(float));
   auto order = reinterpret_cast<int64_t (*)[2]>(allocate_floats(4 * members));
