@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 # Forwards of the same members from which on the stored mode is faster. Writing a normal costs what generating
-# it four to six times does, reading it back less than generating it once. The other families cost less to
-# generate than to read back. AMD EPYC (Zen 4), 8 rows a member, microseconds per member on one thread:
+# it two to five times does, reading it back half of generating it once. The other families cost less to
+# generate than to read back. AMD EPYC (Zen 4), 8 rows a member, microseconds of one thread per member:
 #
 #     layer      normal: fused, stored, writing   normal4: fused, stored   hadamard: fused, stored
-#     512x512       240        154       520          83         154          58         154
-#     4096x4096   13200       7500     21200        4540        7500        2830        7500
-STORE_FROM = {"normal": 8}
+#     512x512       233        123       562          87         123          60         123
+#     4096x4096   13500       4590     21700        4670        4590        2900        4590
+STORE_FROM = {"normal": 6}
 
 
 def stored_is_faster(noise: str, forwards: int) -> bool:
