@@ -287,6 +287,22 @@ def test_the_estimate_of_memory_is_near_to_what_a_member_takes(batch, length, ne
     assert 0.5 < limits.members_that_fit(pm, prompts, decoding, False, 2**30) / measured < 2
 
 
+def test_weights_are_stored_where_that_is_faster_and_fits(monkeypatch):
+    pm, cheap = thickets.perturb(model()), thickets.perturb(model(), noise="rademacher")
+    assert limits.worth_storing(pm, 200)
+    assert not limits.worth_storing(pm, 1)
+    assert not limits.worth_storing(cheap, 200)
+    enough = 4 * 4 * sum(p.numel() for p in pm.base.parameters())
+    monkeypatch.setattr(limits, "free_memory", lambda device: enough)
+    assert limits.worth_storing(pm, 200)
+    half = thickets.perturb(model().bfloat16())
+    assert limits.worth_storing(half, 200)  # W' of `exact` is float32
+    monkeypatch.setattr(limits, "free_memory", lambda device: enough - 1)
+    assert not limits.worth_storing(pm, 200)
+    assert not limits.worth_storing(half, 200)
+    assert limits.worth_storing(thickets.perturb(model().bfloat16(), precision="storage"), 200)
+
+
 def test_generations_join():
     one = Generations([[[1, 2]]], [["ab"]], [[True]])
     two = Generations([[[3]]], [["c"]], [[False]])

@@ -70,9 +70,7 @@ def answer(
         stop=tuple(run["stop"]),
     )
     answering = Answering(base.tokenizer, scorer, decoding, run["chat"], run["strict"])
-    evaluator = Evaluator(
-        pm, answering.texts, False, worth_storing(pm, len(problems), decoding.max_new_tokens)
-    )
+    evaluator = Evaluator(pm, answering.texts, False, worth_storing(pm, decoding.max_new_tokens))
     size = evaluator.size([problems], None, "auto")
     texts: Any = evaluator.predictions(thicket.members, problems, size)
     answers = extract_answers(scorer, texts, problems)

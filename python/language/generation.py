@@ -91,7 +91,7 @@ def generate(
     check(pm, prompts, decoding)
     device = device_of(pm)
     if stored == "auto":
-        stored = worth_storing(pm, len(prompts), decoding.max_new_tokens)
+        stored = worth_storing(pm, decoding.max_new_tokens)
     seeds, sigmas = members_tensors(seeds, sigmas, device)
     if not len(seeds):
         raise ValueError("seeds must be at least one, got none")

@@ -58,7 +58,7 @@ def members_that_fit(
     width = groups * (getattr(config, "head_dim", None) or hidden // heads)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     batch, length = prompts.ids.shape
-    weights = sum(p.nbytes for p in pm.base.parameters()) if stored else 0
+    weights = _stored_bytes(pm) if stored else 0
     token = 2 * config.num_hidden_layers * width * size  # of the cache
     logits = config.vocab_size * (56 if decoding.sample else 12)  # their copies, and sorted ones in float64
     prefill = batch * (length * (token + (4 * hidden + 3 * inner) * size) + logits) + weights
@@ -79,6 +79,16 @@ def _total_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def worth_storing(pm: PerturbedModule, rows: int, steps: int) -> bool:
-    """Whether writing the members' weights once is faster than making noise in each of `steps` forwards."""
-    return stored_is_faster(pm.noise, steps)
+def worth_storing(pm: PerturbedModule, steps: int) -> bool:
+    """Whether to write members' weights once rather than to make their noise in each of `steps` forwards.
+
+    Where that is faster, and one member's weights take no more than a quarter of what is free.
+    """
+    fit = _stored_bytes(pm) <= MEMORY_SHARE * free_memory(device_of(pm))
+    return stored_is_faster(pm.noise, steps) and fit
+
+
+def _stored_bytes(pm: PerturbedModule) -> int:
+    """What the weights of one member take, at most."""
+    parameters = list(pm.base.parameters())
+    return sum(p.numel() * (4 if pm.precision == "exact" else p.element_size()) for p in parameters)

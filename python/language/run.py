@@ -96,9 +96,7 @@ def run_search(settings: Settings, out: Path, say: Callable[[str], None] = lambd
         answering.prompts(problems).check_length(context(opened.model), answering.decoding.max_new_tokens)
     files.begin(out, _identity(settings, task, opened, answering, pm, sigmas), task.test)
     say(f"task {task.name}: {len(task.train)} problems to select by, {len(task.test)} to judge by")
-    stored = worth_storing(
-        pm, min(len(task.train), settings.batch or len(task.train)), answering.decoding.max_new_tokens
-    )
+    stored = worth_storing(pm, answering.decoding.max_new_tokens)
     result = search(
         pm,
         data=[(task.train, task.train)],
