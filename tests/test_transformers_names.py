@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers_models import EXPERT_KINDS, KINDS, VISION_KINDS, maker
+from transformers_models import EXPERT_KINDS, KINDS, VISION_KINDS, inputs, maker
 
 import thickets
 from thickets.perturbed import SlowPathWarning
 from thickets.perturbed.checkpoint import _globs, checkpoint_segments
 from thickets.perturbed.parameters import collect, persistent_buffers
+from thickets.thicket import ThicketError
 
 # Of each kind, all weights 0: digests of the perturbed names and of a member's noise under them (seed 5,
 # sigma 1), and the base's fingerprint. They are equal under transformers 4.57.6 and 5.23.0; only LLaVA's
@@ -178,6 +179,31 @@ def test_the_default_filter_is_recorded() -> None:
     sight = thickets.perturb(model, include="vision_tower.*")
     assert all(name.startswith("vision_tower.") for name in sight.parameter_names)
     assert thickets.perturb(maker("llama")()).filters() == {"include": None, "exclude": None}
+
+
+@pytest.mark.parametrize("kind", ["olmoe", "gpt2", "llava"])
+def test_an_artefact_finds_its_base_again(kind: str, tmp_path: Path) -> None:
+    make, x = maker(kind), inputs()
+
+    def last(pm: Any, ids: Tensor) -> Tensor:
+        return pm(input_ids=ids).logits[:, :, -1].argmax(-1)
+
+    def hits(found: Tensor, wanted: Tensor) -> Tensor:
+        return (found == wanted).float()
+
+    data = [(x["input_ids"], torch.tensor([1, 2, 3]))]
+    result = thickets.search(make(), data=data, score=hits, n=3, sigma=0.05, top_k=2, predict=last)
+    result.thicket().save(tmp_path / "thicket.json")
+    loaded = thickets.Thicket.load(tmp_path / "thicket.json")
+    votes = loaded.vote(make(), x["input_ids"], predict=last)
+    expected = result.thicket().predictions(make(), x["input_ids"], predict=last)
+    assert torch.equal(loaded.predictions(make(), x["input_ids"], predict=last), expected)
+    assert set(votes.answers.tolist()) <= set(expected.flatten().tolist())
+    other = make()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(ThicketError, match="must be the base"):
+        loaded.perturbed(other)
 
 
 def test_wrappers_change_no_names() -> None:

@@ -64,9 +64,9 @@ def perturb(
 class PerturbedModule(nn.Module):
     """What `perturb` returns; `with pm.members(seeds, sigmas): y = pm(x)` gives y [N, B, ...] for x [B, ...].
 
-    base: the model as it was given; noise, precision, include, exclude, strict, backend: as given;
-    parameter_names: the canonical names of the perturbed parameters. It has no parameters of its own, follows
-    changes of the base's values, and is not thread-safe.
+    base: the model as it was given; noise, precision, include, exclude, strict, backend: as given, or exclude
+    as a vision-language model has it by default; parameter_names: the canonical names of the perturbed
+    parameters. It has no parameters of its own, follows changes of the base's values, and is not thread-safe.
     """
 
     base: nn.Module
