@@ -4,10 +4,14 @@ import itertools
 import json
 import random
 import re
+from functools import partial
 
 import pytest
 import torch
 
+from thickets import search
+from thickets.language.answering import Answering, accuracy
+from thickets.language.decoding import Decoding
 from thickets.tasks import arithmetic, pretrain
 from thickets.tasks.problems import open_task
 
@@ -147,3 +151,26 @@ def test_the_checkpoint_is_small_and_holds_what_the_script_writes(tmp_path):
             json.loads((folder / name).read_text()) for folder in (tmp_path, arithmetic.CHECKPOINT)
         )
         assert ours == theirs
+
+
+def test_selection_and_vote_help_on_held_out_problems(tokenizer):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        arithmetic.CHECKPOINT, dtype=torch.float32
+    ).eval()
+    task = open_task("arithmetic", train=100, test=150)
+    result = search(
+        model,
+        data=[(task.train, task.train)],
+        score=partial(accuracy, task.scorer),
+        n=32,
+        sigma=(0.01, 0.015),
+        top_k=5,
+        predict=Answering(tokenizer, task.scorer, Decoding(max_new_tokens=task.max_new_tokens)),
+        fold=False,
+        stored=True,
+        progress=False,
+    )
+    assert not result.failures
+    report = result.evaluate([(task.test, task.test)], correlate=0)
+    assert 0.4 < report.base.value < 0.7
+    assert report.vote.value > report.base.value + 0.1
