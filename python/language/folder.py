@@ -41,9 +41,12 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def begin(folder: Path, run: dict[str, Any], problems: Sequence[Problem]) -> None:
-    """Make a run's folder, or find that it is of the same run; ValueError saying what differs."""
+    """Make a run's folder, or find that it is of the same run; ValueError saying what differs.
+
+    A run that ended before its base was scored left nothing worth keeping: another one takes its folder.
+    """
     run = json.loads(json.dumps({"format": FORMAT, **run}))
-    if not is_language_run(folder):
+    if not is_language_run(folder) or _dropped_if_empty(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(_line(problem), ensure_ascii=False) + "\n" for problem in problems]
         (folder / HELD_OUT).write_text("".join(lines), encoding="utf-8")
@@ -58,6 +61,18 @@ def begin(folder: Path, run: dict[str, Any], problems: Sequence[Problem]) -> Non
     if different:
         what = "; ".join(f"{key}: {kept.get(key)!r} there, {run.get(key)!r} now" for key in sorted(different))
         raise ValueError(f"folder {str(folder)!r} holds another run, {what}: choose another folder")
+
+
+def _dropped_if_empty(folder: Path) -> bool:
+    """Whether a run has scored nothing; then its results file is gone."""
+    from thickets.randopt.store import Store
+
+    if (folder / STORE).exists():
+        with Store(folder / STORE) as store:
+            if store.base() is not None:
+                return False
+        (folder / STORE).unlink()
+    return True
 
 
 def other_base(run: dict[str, Any], model: str) -> str:
