@@ -65,10 +65,12 @@ def alone(pm: PerturbedModule, fresh: Any, seed: int, sigma: float, prompt: list
     return made[0, len(prompt) :].tolist()
 
 
-def all_alone(pm: PerturbedModule, fresh: Any, new: int) -> list[list[list[int]]]:
-    """The same for all members and prompts of this file."""
+def all_alone(
+    pm: PerturbedModule, fresh: Any, new: int, prompts: list[list[int]] = PROMPTS
+) -> list[list[list[int]]]:
+    """The same for all members of this file."""
     return [
-        [alone(pm, fresh, seed, sigma, prompt, new) for prompt in PROMPTS]
+        [alone(pm, fresh, seed, sigma, prompt, new) for prompt in prompts]
         for seed, sigma in zip(SEEDS, SIGMAS, strict=True)
     ]
 

@@ -6,7 +6,15 @@ import transformers
 from language_case import PROMPTS, SEEDS, SIGMAS, all_alone, flat, model, tokenizer
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import thickets
 from thickets.language import Decoding, Generations, Prompts, decode, generate, limits
@@ -53,6 +61,32 @@ def test_other_models(kind, config, fields):
     pm = thickets.perturb(model(kind, config, **fields))
     made = generate(pm, PROMPTS, SEEDS, SIGMAS, max_new_tokens=NEW)
     assert made.tokens == all_alone(pm, model(kind, config, **fields), NEW)
+
+
+class SeeingConfig(Qwen2_5_VLConfig):
+    """The configuration of a small model that sees, from the fields of one that does not."""
+
+    def __init__(self, **fields):
+        sections = {"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+        sizes = {
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+        }
+        ropes = {"rope_parameters": sections, "rope_scaling": sections}
+        super().__init__(text_config={**fields, **ropes}, vision_config=sizes, image_token_id=40)
+
+
+def test_a_model_that_keeps_positions_of_its_batch():
+    """None of its sequences leaves; without padding, which transformers 4.57 gives other positions."""
+    prompts = [[5, 6, 7], [9, 8, 3], [10, 11, 12]]
+    pm = thickets.perturb(model(Qwen2_5_VLForConditionalGeneration, SeeingConfig))
+    fresh = model(Qwen2_5_VLForConditionalGeneration, SeeingConfig)
+    made = generate(pm, prompts, SEEDS, SIGMAS, max_new_tokens=NEW)
+    assert made.tokens == all_alone(pm, fresh, NEW, prompts)
+    assert len({len(tokens) for tokens in flat(made.tokens)}) > 2
 
 
 @pytest.mark.parametrize("precision", ["exact", "storage"])
@@ -234,6 +268,7 @@ def test_too_long_or_foreign_prompts_are_named(pm):
         ({"stored": "yes"}, ValueError, "stored must be"),
         ({"chunk": 0}, ValueError, "chunk must be"),
         ({"memory": "lots"}, ValueError, "memory must be"),
+        ({"prompts": Prompts.of(PROMPTS), "chat": True}, ValueError, "chat must be left out for Prompts"),
         ({"stop": ("a",)}, ValueError, "stop needs prompts with a tokenizer"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be"),
         ({"beams": 4}, TypeError, "beams"),
@@ -241,7 +276,7 @@ def test_too_long_or_foreign_prompts_are_named(pm):
 )
 def test_bad_arguments_are_named(pm, options, error, words):
     with pytest.raises(error, match=words):
-        generate(pm, PROMPTS, [1], [0.1], **options)
+        generate(pm, **{"prompts": PROMPTS, "seeds": [1], "sigmas": [0.1], **options})
 
 
 def test_members_are_checked_as_everywhere(pm):

@@ -84,6 +84,8 @@ def generate(
     """
     if not isinstance(prompts, Prompts):
         prompts = Prompts.of(prompts, tokenizer, chat)
+    elif tokenizer is not None or chat:
+        raise ValueError("tokenizer and chat must be left out for Prompts, which are tokenised already")
     decoding = replace(Decoding() if decoding is None else decoding, **fields)
     check_chunking(chunk, memory)
     if stored not in (True, False, "auto"):
