@@ -356,6 +356,10 @@ def test_errors_come_before_any_change() -> None:
     with pytest.raises(RuntimeError, match=r"no perturbation must be active, active are \[\(3, 0.5\)\]"):
         one.check_names("nowhere")
     one.restore_self_weights(3, 0.5)
+    one.perturb_self_weights(3, 3e38)
+    with pytest.raises(ValueError, match=r"sigmas must be finite in float32, got 6e\+38"):
+        one.perturb_self_weights(3, 3e38)
+    one.restore_self_weights(3, 3e38)
     with pytest.raises(ValueError, match="weights must be one per member, got 1 for 2 members"):
         one.apply_averaged_perturbations([(1, 0.5), (2, 0.5)], [1.0])
     with pytest.raises(ValueError, match="weights must be one per member, got 0 for 0 members"):
@@ -401,6 +405,17 @@ def test_one_kernel_is_launched_per_block(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(names) == sorted(transformers.LlamaForCausalLM(CONFIG).state_dict())
     one.restore_self_weights(3, 0.5)
     assert len(names) == len(set(names))
+
+
+def test_what_is_undone_leaves_no_trace_where_sums_of_floats_would() -> None:
+    one = {"a": torch.zeros(8, 8)}
+    live = LiveWeights(one, {"a": [Segment("a")]})
+    live.add(1, 0.1)
+    live.add(1, 0.2)
+    live.remove(1, 0.2)
+    live.remove(1, 0.1)
+    assert live.active == []
+    assert (one["a"] == 0).all()
 
 
 def test_noise_differs_from_block_to_block() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -51,24 +52,27 @@ class LiveWeights:
         self._on_host = base_on == "host"
         self._base: dict[str, Tensor] = {}
         self._kept = False  # the copy holds the base; without perturbations the weights themselves are it
-        self._active: dict[tuple[int, ...], tuple[float, ...]] = {}  # coefficients by seeds
+        # Coefficients by seeds; in fractions, so that sums of what is undone are exactly 0.
+        self._active: dict[tuple[int, ...], tuple[Fraction, ...]] = {}
 
     @property
     def active(self) -> list[tuple[int, float]]:
         """Seed and coefficient of every active perturbation."""
-        return [pair for seeds, given in self._active.items() for pair in zip(seeds, given, strict=True)]
+        pairs = [pair for seeds, given in self._active.items() for pair in zip(seeds, given, strict=True)]
+        return [(seed, float(coefficient)) for seed, coefficient in pairs]
 
     def add(self, seed: int, coefficient: float) -> None:
         """Perturb the weights as they are: W += coefficient * eps(seed); coefficients of one seed add up."""
         members_tensors([seed], [coefficient], "cpu")
         if (seed,) not in self._active:
             self._keep()
-            self._active[(seed,)] = (coefficient,)
+            self._active[(seed,)] = (Fraction(coefficient),)
             self._add((seed,), (coefficient,))
             return
-        (before,) = self._active[(seed,)]
-        if before + coefficient:
-            self._active[(seed,)] = (before + coefficient,)
+        total = self._active[(seed,)][0] + Fraction(coefficient)
+        members_tensors([seed], [float(total)], "cpu")
+        if total:
+            self._active[(seed,)] = (total,)
         else:
             del self._active[(seed,)]
         self._write()
@@ -83,7 +87,7 @@ class LiveWeights:
         """Make the weights base + sum_i coefficients[i] * eps(seeds[i]), rounded once."""
         members_tensors(seeds, coefficients, "cpu")
         self._keep()
-        self._active = {tuple(seeds): tuple(coefficients)} if seeds else {}
+        self._active = {tuple(seeds): tuple(map(Fraction, coefficients))} if seeds else {}
         self._write()
 
     def reset(self) -> None:
@@ -136,7 +140,7 @@ class LiveWeights:
 
     def _write(self) -> None:
         """Make the weights the base with the active perturbations, in their order."""
-        steps = list(self._active.items())
+        steps = [(seeds, list(map(float, given))) for seeds, given in self._active.items()]
         if steps and len(steps[0][0]) == 1 and not self._on_host:
             self._add(*steps.pop(0), from_base=True)
         else:
