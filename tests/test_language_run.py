@@ -293,6 +293,22 @@ def test_a_chat_template_is_used_where_there_is_one(ran, tmp_path):
     assert texts[0] != texts[1]
 
 
+def test_drawn_answers_do_not_depend_on_chunks(ran, tmp_path):
+    found = []
+    for name, chunk, batch in (("a", 1, None), ("b", 3, 7)):
+        settings = language_task.settings(
+            ran[0] / "model", ran[0] / "task.jsonl", temperature=1.5, n=3, top_k=1, chunk=chunk, batch=batch,
+            test=12, correlate=0,
+        )  # fmt: skip
+        running.run_search(settings, tmp_path / name)
+        with Store(tmp_path / name / "run.sqlite") as store:
+            found.append([record.examples.tolist() for record in store.records(-1, 3)])
+        found.append(read_texts(tmp_path / name, 12))
+    greedy = read_texts(ran[0] / "run", 20)
+    assert found[:2] == found[2:]
+    assert found[1][-1] != greedy[-1][:12]
+
+
 def test_problems_of_a_member_that_do_not_fit_are_halved(ran, monkeypatch):
     folder, _ = ran
     task = open_task(str(folder / "task.jsonl"), train=12, test=20, scorer="number")
