@@ -3,8 +3,9 @@
 // A tile of outputs would be read once for each member, and transposing it costs more than multiplying a few
 // rows. Here x is transposed instead, and each entry of W is broadcast to all rows. Every output is the same
 // chain of fused multiply-adds over ascending k as in linear.cpp: the same bits.
-// 8 rows on one thread of a Zen 4: 512 x 512 from 104 to 69 us, 4096 x 4096 from 6.3 to 4.7 ms. Asking early
-// for the next lines of W cost a tenth.
+// 8 rows on one thread of a Zen 4: 512 x 512 from 104 to 71 us, 4096 x 4096 from 6.3 to 4.8 ms. Asking for
+// the lines of the next stripe took 16 members' 512 x 512, which come from memory, from 150 to 85 us each;
+// asking for those of the same rows further on cost a tenth.
 #pragma once
 #include "convert.h"
 #include "team.h"
@@ -40,22 +41,28 @@ inline void transpose_rows(const float* x, int64_t ldx, int rows, int64_t in, fl
   }
 }
 
-// y[r, o] = sum_k t[k, r] w[o, k] + bias[o] for up to STRIPE outputs.
-inline void multiply_stripe(const float* t, const float* w, int64_t ldw, int64_t in, int rows, int outputs,
-                            const float* bias, float* y, int64_t ldy) {
+// y[r, o] = sum_k t[k, r] w[o, k] + bias[o] for up to STRIPE outputs, those of W from `element` on.
+inline void multiply_stripe(const float* t, const Matrix& w, int64_t element, int64_t in, int rows,
+                            int outputs, const float* bias, float* y, int64_t ldy) {
   const float* row[STRIPE];
   __m256 sum[STRIPE];
   THICKETS_UNROLL(8)
   for (int o = 0; o < STRIPE; ++o) {
-    row[o] = w + (o < outputs ? o : outputs - 1) * ldw;  // what is past the matrix is computed in vain
+    // What is past the matrix is computed in vain.
+    row[o] = static_cast<const float*>(w.data) + element + (o < outputs ? o : outputs - 1) * w.ld;
     sum[o] = _mm256_setzero_ps();
   }
-  THICKETS_UNROLL(4)
-  for (int64_t k = 0; k < in; ++k) {
-    const __m256 column = _mm256_load_ps(t + k * FEW);
+  for (int64_t begin = 0; begin < in; begin += LANES) {
     THICKETS_UNROLL(8)
-    for (int o = 0; o < STRIPE; ++o)
-      sum[o] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(row[o] + k), sum[o]);
+    for (int o = 0; o < STRIPE; ++o) prefetch(w, element + (STRIPE + o) * w.ld + begin);  // the next stripe
+    const int64_t end = begin + LANES < in ? begin + LANES : in;
+    THICKETS_UNROLL(4)
+    for (int64_t k = begin; k < end; ++k) {
+      const __m256 column = _mm256_load_ps(t + k * FEW);
+      THICKETS_UNROLL(8)
+      for (int o = 0; o < STRIPE; ++o)
+        sum[o] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(row[o] + k), sum[o]);
+    }
   }
   // By constant indices only: read in the loop below, the sums would live in memory.
   alignas(32) float lanes[STRIPE][FEW];
@@ -78,11 +85,10 @@ inline void linear_of_few_rows(const LinearArgs& a) {
       const int rows = static_cast<int>(a.groups.offsets[n + 1] - first);
       if (rows == 0) continue;
       transpose_rows(a.x + (a.groups.shared ? 0 : first) * a.ldx, a.ldx, rows, a.in, columns);
-      const float* w = static_cast<const float*>(a.weight.data) + n * a.member_stride;
       const float* bias = a.bias ? a.bias + n * a.bias_stride : nullptr;
       const int64_t begin = a.out * (i % parts) / parts, end = a.out * (i % parts + 1) / parts;
       for (int64_t o = begin; o < end; o += STRIPE)
-        multiply_stripe(columns, w + o * a.weight.ld, a.weight.ld, a.in, rows,
+        multiply_stripe(columns, a.weight, n * a.member_stride + o * a.weight.ld, a.in, rows,
                         static_cast<int>(end - o < STRIPE ? end - o : STRIPE), bias ? bias + o : nullptr,
                         a.y + first * a.ldy + o, a.ldy);
     }
