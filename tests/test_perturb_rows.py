@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import thickets
 from thickets.perturbed import PerturbedModule
+from thickets.perturbed.groups import Groups
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:running member by member", "ignore:Using padding=.same.", "ignore:.*deprecated"
@@ -104,6 +105,17 @@ def test_layers_with_one_perturbed_parameter(name: str, exclude: str) -> None:
 )
 def test_what_runs_member_by_member(make: Any, args: tuple[Tensor, ...]) -> None:
     check_rows(make, *args)
+
+
+def test_what_runs_member_by_member_splits_each_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pm = thickets.perturb(nn.Sequential(FunctionalTied(), nn.Linear(11, 2)))
+    (tokens,), split, sizes = CASES["tied"][1], Groups.split, []
+    tokens = with_rows(tokens, 5)
+    with pm.members(SEEDS, SIGMAS, fold=False, rows=COUNTS):
+        pm(tokens)  # checks first
+        monkeypatch.setattr(Groups, "split", lambda *args: sizes.append(len(args[1])) or split(*args))
+        pm(tokens)
+    assert sizes == [5]
 
 
 def test_masks_with_a_row_per_head_are_split_with_their_members() -> None:

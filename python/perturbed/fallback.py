@@ -122,7 +122,7 @@ class Slow:
         self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[int]
     ) -> list[Call]:
         """Folded arguments as a call for each member that has rows; RuntimeError if they hold a cache."""
-        arguments, split = self.names.bind(args, kwargs), False
+        arguments = self.names.bind(args, kwargs)
         for name, value in arguments.items():
             for path, leaf in leaves(value, name):
                 if is_cache(leaf):
@@ -130,18 +130,19 @@ class Slow:
                         f"{type(module).__name__} runs member by member and cannot share {path}, a cache, "
                         "among them: exclude its parameters, or run one member at a time (chunk=1)"
                     )
+        parts: dict[str, Sequence[Tensor]] = {}  # of the members, by path
         calls: list[Call] = []
         for index in given:
 
-            def piece(path: str, tensor: Tensor, index: int = index) -> Tensor:
-                nonlocal split
-                dim = self._batch_dim(module, path, tensor)
-                split = split or dim is not None
-                return tensor if dim is None else self.members.split(tensor, dim)[index]
+            def part(path: str, tensor: Tensor, index: int = index) -> Tensor:
+                if path not in parts:
+                    dim = self._batch_dim(module, path, tensor)
+                    parts[path] = () if dim is None else self.members.split(tensor, dim)
+                return parts[path][index] if parts[path] else tensor
 
-            own = {name: map_tensors(piece, value, name) for name, value in arguments.items()}
+            own = {name: map_tensors(part, value, name) for name, value in arguments.items()}
             calls.append((index, list(own.values())[: len(args)], dict(list(own.items())[len(args) :])))
-        if not split:
+        if not any(parts.values()):
             raise FoldError("it is given no tensor of the batch")
         return calls
 
