@@ -106,11 +106,11 @@ class Calls:
         rows = tensor.shape[0] if self.fold else self._folded_rows(first, tensor)
         counts = members.row_counts() if self.rows_given else [rows // members.count]
         index = next((n for n, count in enumerate(counts) if count), 0)
-        start, own_rows = sum(counts[:index]), counts[index]
+        own_rows = counts[index]  # the first of all
 
         def own(_: str, tensor: Tensor) -> Tensor:
             is_folded = not self.fold and tensor.dim() > 0 and tensor.shape[0] == rows
-            return (tensor[start : start + own_rows] if is_folded else tensor).clone()
+            return (tensor[:own_rows] if is_folded else tensor).clone()
 
         def first_alone() -> Any:
             with members.only(index):
@@ -122,7 +122,7 @@ class Calls:
         together = self._evaluate_or_demote(args, kwargs)
         if live > 1 and self.twin.slow_root is None:
             compare = all(parameter.tensor.dtype == torch.float32 for parameter in self.perturbed.values())
-            reason = mixing(first_alone(), together, start, members.count, compare)
+            reason = mixing(first_alone(), together, members.count, compare)
             if reason is not None:
                 warn_slow(self.twin.run_all_slowly(reason))
                 together = self._evaluate_or_demote(args, kwargs)

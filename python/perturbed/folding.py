@@ -114,14 +114,11 @@ def row_counts(rows: Sequence[int], count: int) -> list[int]:
     return counts
 
 
-def mixing(alone: Any, together: Any, start: int, count: int, compare: bool) -> str | None:
-    """How a member's outputs alone differ from those among others, from row `start` on.
-
-    They do so in shape or, if `compare`, in value.
-    """
+def mixing(alone: Any, together: Any, count: int, compare: bool) -> str | None:
+    """How the first rows' outputs alone differ from those among others, in shape or, if `compare`, value."""
     for (path, one), (_, many) in zip(leaves(alone, "output"), leaves(together, "output"), strict=True):
         if isinstance(one, Tensor) and one.dim():
-            own = many if one.shape[0] == many.shape[0] else many[start : start + one.shape[0]]
+            own = many if one.shape[0] == many.shape[0] else many[: one.shape[0]]
             if one.shape != own.shape:
                 return f"the shape of its {path} depends on the number of members, it mixes its batch's rows"
             if compare and one.dtype == torch.float32 and one.numel():
