@@ -87,8 +87,8 @@ class QuantisedLinear:
         out = members.ungroup(out, x.shape[:-1])
         if self.bias is not None:
             noise = members.vector(self.bias).float() - self.bias.tensor.float()  # [N, O]
-            owned = noise[members.owners()]
-            out = out + owned.view(len(owned), *[1] * (out.dim() - 2), -1)
+            noise = noise.view(members.count, *[1] * (out.dim() - 1), -1)
+            out = out + members.spread(noise)
         return out.to(y.dtype)
 
     @torch.no_grad()
