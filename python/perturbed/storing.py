@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-# Forwards of the same members from which on the stored mode is faster. Writing a normal costs what generating
-# it two to five times does, reading it back half of generating it once. The other families cost less to
-# generate than to read back. AMD EPYC (Zen 4), 8 rows a member, microseconds of one thread per member:
+# Forwards of the same members from which on the stored mode is faster. Reading a written normal takes a third of
+# generating it. The other families take about as long to generate as to read back, or less: a tenth at most is
+# won, which is not worth the memory. AMD EPYC (Zen 4), 8 rows a member, microseconds of one thread per member:
 #
 #     layer      normal: fused, stored, writing   normal4: fused, stored   hadamard: fused, stored
-#     512x512       233        123       562          87         123          60         123
-#     4096x4096   13500       4590     21700        4670        4590        2900        4590
-STORE_FROM = {"normal": 6}
+#     512x512       237         75       505          88          75          62          75
+#     4096x4096   13300       4180     21500        4570        4180        2860        4180
+STORE_FROM = {"normal": 4}
 
 
 def stored_is_faster(noise: str, forwards: int) -> bool:
