@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import noise_linear_
+from .guards import Guard
 from .members import Members
 from .parameters import NamedParameter
 
@@ -108,11 +109,19 @@ class QuantisedLinear:
         return not bool((alone - beside).abs().max() <= MIXED * (alone - alone.mean(0)).abs().max())
 
 
-def stand_in(linear: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
-    """A module of the same class that shares all of a linear layer, but for what `memo` has instead."""
+def stand_in(weight: NamedParameter, memo: Mapping[int, Any]) -> nn.Module:
+    """A module of the class of a packed weight's layer, which shares all but what `memo` has instead.
+
+    Buffers of a perturbed weight are guards: the base's own forward reads the base's.
+    """
+    linear = weight.packed
+    assert linear is not None
     twin = type(linear).__new__(type(linear))
     vars(twin).update(vars(linear))
     vars(twin).pop("forward", None)  # of a library's hook: the base's own forward runs it
     twin._parameters = {name: memo.get(id(tensor), tensor) for name, tensor in linear._parameters.items()}
     twin._buffers, twin._modules = dict(linear._buffers), dict(linear._modules)
+    for name, buffer in linear._buffers.items():
+        if weight.perturbed and type(buffer) is Tensor and buffer.layout == torch.strided:
+            twin._buffers[name] = Guard(weight, buffer)
     return twin

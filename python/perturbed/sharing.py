@@ -45,7 +45,7 @@ def memo_of(model: nn.Module, parameters: Mapping[int, NamedParameter]) -> dict[
             held = packed_parameters(weight.packed).values() if weight.perturbed else ()
             memo.update((id(tensor), Guard(weight, tensor)) for tensor in held)
             memo.update((id(part), part) for part in weight.packed.modules())
-            memo[id(weight.packed)] = stand_in(weight.packed, memo)
+            memo[id(weight.packed)] = stand_in(weight, memo)
     for module in reversed(list(model.modules())):
         for tensor in _tensors_of(module):
             if id(tensor) not in memo and tensor.untyped_storage().data_ptr() in owners:
