@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# Forwards of the same members from which on the stored mode is faster. Reading a written normal takes a third of
-# generating it. The other families take about as long to generate as to read back, or less: a tenth at most is
-# won, which is not worth the memory. AMD EPYC (Zen 4), 8 rows a member, microseconds of one thread per member:
+# Forwards of the same members from which on the stored mode is faster. Reading a written normal takes a third
+# of generating it. The other families take as long to generate as to read back, or less: a tenth at most
+# is won, not worth the memory. AMD EPYC (Zen 4), 8 rows a member, microseconds of one thread per member:
 #
 #     layer      normal: fused, stored, writing   normal4: fused, stored   hadamard: fused, stored
 #     512x512       237         75       505          88          75          62          75
