@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from thickets.tasks.countdown import PROMPT
 from thickets.tasks.extraction import concluding
 from thickets.tasks.problems import Problem
 from thickets.tasks.scoring import open_scorer
@@ -182,3 +183,84 @@ def test_long_texts_take_little_time(unit: str) -> None:
     concluding(text, "x" * 50)
     open_scorer("number:hashes").extract(text, Problem("x" * 50))
     assert time.perf_counter() - start < 5.0
+
+
+GAME = {"numbers": [2, 5, 8], "target": 24}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>..</think><answer>(5-2)*8</answer>",
+        "<answer>$(5-2)*8$</answer>",
+        "<answer>**(5-2)*8**</answer>",
+        "<answer>`(5-2)*8`</answer>",
+        "<answer>(5-2) x 8</answer>",
+        "<answer>(5-2)x8</answer>",
+        "<answer>[5-2]*8</answer>",
+        "<answer>(5-2)*8=24</answer>",
+        "<answer>24=(5-2)*8</answer>",
+        "<answer>\n(5 - 2) * 8\n</answer>",
+        "<answer>$$ (5-2) \\times 8 = 24 $$</answer>",
+        "<answer>\\( (5-2) \\cdot 8 \\)</answer>",
+        "<answer>The expression is (5-2)*8.</answer>",
+        "<answer>(5-2)*8",
+        "So we get 5-2=3 and then (5-2)*8 = 24.",
+        "I try 3+5=8. Then 8*(5-2)=24.",
+        "8*(5-2) = 8*3 = 24",
+        "5-2=3. 8*(5-2)=24",
+        "(5-2)*8 = 24, which uses 2, 5 and 8",
+        "**Answer:** (5-2)*8",
+        "The answer is (5-2)*8.",
+        "\\boxed{(5-2)*8}",
+        "\\boxed{(5 - 2) \\times 8 = 24}",
+        "Answer: `(5-2)*8`",
+        "<answer>(5 – 2) × 8</answer>",
+        "<answer>（5-2）×8</answer>",
+        "<answer>-(2-5)*8</answer>",
+        "<answer>8*-(2-5)</answer>",
+        "<answer>((5)-(2))*(8)</answer>",
+        "<answer>8*(5-2)</answer> is the final answer.",
+        "<think>Let me try <answer>5+2</answer></think> <answer>(5-2)*8</answer>",
+        "Step 1: 5 - 2 = 3\nStep 2: 3 * 8 = 24\n\nSo the final expression is: (5 - 2) * 8 = 24",
+        "(5-2)*8 equals 24",
+        "- (5-2)*8 = 24",
+        "1. (5-2)*8 = 24",
+        "3. 8*(5-2)",
+        "<answer>(5-2)*8<answer>",
+        "<answer> (5 - 2) * 8 </answer> </answer>",
+    ],
+)
+def test_countdown(text: str) -> None:
+    assert right("countdown", text, GAME)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Expression: (5 - 2) * 8\nCheck: 5 - 2 = 3, 3 * 8 = 24",
+        "<answer>5+2*8</answer>",
+        "<answer>5*2*8</answer>",
+        "<answer>24</answer>",
+        "<answer>8+8+8</answer>",
+        "<answer>(5-2)*8*1</answer>",
+        "<answer>(5-2)*8/1</answer>",
+        "<answer>2**3+8+5</answer>",
+        "<answer>__import__('os').system('x')</answer>",
+        "<answer>(5-2)8</answer>",
+        "<answer>52-28</answer>",
+        "<answer>8/(1/(5-2))</answer>",
+        "<answer>5-2=3, 3*8=24</answer>",
+        "\\boxed{\\frac{8*(5-2)}{1}}",
+        "<answer>\\frac{5-2}{1}*8</answer>",
+        "<answer>" + "+".join([".5"] * 330) + "</answer>",
+    ],
+)
+def test_what_makes_no_countdown(text: str) -> None:
+    assert not right("countdown", text, GAME)
+
+
+def test_the_next_game_that_a_model_makes_up_is_not_played() -> None:
+    prompts = [PROMPT.format(target=target, numbers="2, 5, 8") for target in (24, 7)]
+    text = f"<answer>(5-2)*8</answer>\n\n{prompts[1]}\n\n<answer>8-2+5</answer>"
+    assert right("countdown", text, GAME, prompts[0])

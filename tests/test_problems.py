@@ -251,6 +251,17 @@ def test_countdown_from_a_file(tmp_path: Path) -> None:
         open_task("countdown", train=1, test=1, data=write(file, {"numbers": [1, 2.5], "target": 3}))
 
 
+def test_a_game_of_the_same_numbers_in_another_order_is_the_same(tmp_path: Path) -> None:
+    games = [{"nums": [1, 2, n], "target": 3 + n} for n in range(3, 8)]
+    turned = [{"numbers": game["nums"][::-1], "target": game["target"]} for game in games]
+    task = open_task("countdown", train=2, test=3, data=write(tmp_path / "games.jsonl", *games, *turned))
+    assert len({tuple(sorted(p.answer["numbers"])) for p in (*task.train, *task.test)}) == 5
+    write(tmp_path / "train.jsonl", *games)
+    write(tmp_path / "test.jsonl", *turned[:3])
+    with pytest.raises(ValueError, match="got 2 to train and 3 to test"):
+        open_task("countdown", train=3, test=3, data=tmp_path)
+
+
 def test_gsm8k_from_files(tmp_path: Path) -> None:
     for name, n in (("train", 6), ("test", 4)):
         write(

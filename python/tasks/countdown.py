@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -19,12 +20,16 @@ PROMPT = (
     "Make {target} of the numbers {numbers}. Use each of them exactly once, with +, -, *, / and parentheses."
     " Think step by step, then write the expression alone between <answer> and </answer>."
 )
-_CHARACTERS = frozenset("0123456789.+-*/() \t")
+_TIMES = re.compile(r"(?<=[\d)])\s{0,3}[xX]\s{0,3}(?=[\d(])")
+_BULLET = re.compile(r"^\s{0,9}(?:[-*•]|\d{1,3}[.)])\s")
+_PROSE = re.compile(r"[^0-9.+\-*/()= \t]+|[.](?=\s|$)")
+_BRACKETS = str.maketrans("[]", "()")
+_AROUND = " \t\n.*_`$"
 
 
 def problem(record: Record) -> Problem:
-    """A line {"numbers": [3, 5, 2], "target": 16}."""
-    given, target = record.get("numbers"), record.get("target")
+    """A line {"numbers": [3, 5, 2], "target": 16}; "nums" will do too."""
+    given, target = record.get("numbers", record.get("nums")), record.get("target")
     if not isinstance(given, list) or not given or not all(type(n) is int for n in [*given, target]):
         raise ValueError(f'"numbers" and "target" must be whole numbers, got {given!r} and {target!r}')
     text = PROMPT.format(target=target, numbers=", ".join(map(str, given)))
@@ -39,7 +44,18 @@ def source(train: int, test: int, seed: int, data: Path | None) -> Source:
         selecting = [next(generated) for _ in range(train)]
     else:
         selecting, judged = pools(data, problem)
+        judged = None if judged is None else list(_games(judged).values())
+        known = _games(judged or ())
+        selecting = [p for game, p in _games(selecting).items() if game not in known]
     return Source(selecting, judged, "countdown", 1024, asked_format="<answer>an expression</answer>")
+
+
+def _games(problems: Iterable[Problem]) -> dict[tuple[int, ...], Problem]:
+    """The problems by target and numbers, whose order is no matter; the first of each."""
+    games: dict[tuple[int, ...], Problem] = {}
+    for one in problems:
+        games.setdefault((one.answer["target"], *sorted(one.answer["numbers"])), one)
+    return games
 
 
 def generate(seed: int) -> Iterator[Problem]:
@@ -97,14 +113,16 @@ class Countdown(Marked):
         return self.kind if self.asked == "tags" else super().name
 
     def read(self, found: Found) -> tuple[str, bool] | None:
-        text = plain(found.content).strip()
-        alone = _expression(text)
+        text = _TIMES.sub("*", plain(found.content)).translate(_BRACKETS)
+        if found.mark == "text":
+            text = _BULLET.sub("", text)
+        alone = _expression(text.strip(_AROUND))
         if alone is not None and (found.mark != "text" or _computes(alone)):
             return alone, True
         for line in reversed(text.splitlines()):
-            for side in line.split("="):
-                for run in _runs(side):
-                    expression = _expression(run)
+            for statement in reversed(_PROSE.split(_BULLET.sub("", line))):
+                for side in statement.split("="):
+                    expression = _expression(side.strip(_AROUND))
                     if expression is not None and _computes(expression):
                         return expression, False
         return None
@@ -125,13 +143,6 @@ class Countdown(Marked):
         return str(asked["target"])
 
 
-def _runs(text: str) -> Iterator[str]:
-    """The longest stretches of arithmetic within a text, the last one first."""
-    cleaned = "".join(c if c in _CHARACTERS else "\n" for c in text[-LENGTH:])
-    for run in reversed(cleaned.split("\n")):
-        yield run.strip().strip(".").strip()
-
-
 def _computes(expression: str) -> bool:
     """Whether it is more than a number."""
     return any(op in expression[1:] for op in "+-*/")
@@ -144,4 +155,5 @@ def _expression(text: str) -> str | None:
         value(expression)
     except (ValueError, ZeroDivisionError):
         return None
-    return canonical(expression)
+    written = canonical(expression)
+    return written if len(written) <= LENGTH else None  # .5 is written 0.5
