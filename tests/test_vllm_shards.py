@@ -189,6 +189,8 @@ def test_what_a_layer_does_not_say_is_refused() -> None:
 
     twice = model_of(a=Linear(8, [4], (0, 1), False, F32), b=Linear(8, [4], (0, 1), False, F32))
     assert "'a.weight' is 'a.weight' already" in refusal(twice, packed={"b": ["a"]})
+    fused = model_of(qkv=Column(8, [4, 4], (0, 1), False, F32))
+    assert "'q.weight' is 'qkv.weight' already" in refusal(fused, packed={"qkv": ["q", "q"]})
 
 
 def test_what_experts_do_not_say_is_refused() -> None:

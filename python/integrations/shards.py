@@ -207,9 +207,10 @@ def _refuse_repeated(found: Mapping[str, Sequence[Segment]]) -> None:
     owners: dict[tuple[str, tuple[int, int]], str] = {}
     for name, segments in found.items():
         for segment in segments:
-            other = owners.setdefault((segment.name, segment.origin), name)
-            if other != name:
-                raise _unknown(name, f"{segment.name!r} is {other!r} already")
+            place = segment.name, segment.origin
+            if place in owners:
+                raise _unknown(name, f"{segment.name!r} is {owners[place]!r} already")
+            owners[place] = name
 
 
 def _unknown(name: str, why: str) -> ValueError:
