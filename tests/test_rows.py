@@ -143,6 +143,8 @@ def test_errors_name_what_is_wrong() -> None:
         plan.noise_linear_(randn(1, 5), randn(2, 4), name="w")
     with pytest.raises(ValueError, match=r"ids must be \[T=2\], got \(3,\)"):
         plan.embedding(torch.zeros(3, dtype=torch.int64), randn(5, 4), name="w")
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'seeds'"):
+        plan.linear(randn(2, 4), randn(5, 4), name="w", seeds=[3, 1, 2])
 
 
 @pytest.mark.gpu

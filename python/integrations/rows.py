@@ -45,12 +45,13 @@ class RowMembers:
             if low < -1 or high >= count:
                 raise ValueError(f"owners must be in [0, N={count}), or -1, got {low if low < -1 else high}")
         # The base is one more member, the first, whose sigma is 0: W' = fma(0, eps, W) = W.
-        self._seeds, self._sigmas = (torch.cat([member.new_zeros(1), member]) for member in given)
+        seeds, sigmas = (torch.cat([member.new_zeros(1), member]) for member in given)
         self._groups = owners.clamp(-1, count - 1) + 1
         ordered, self._order = self._groups.sort(stable=True)
-        self._offsets = torch.full((count + 2,), owners.numel(), device=owners.device)
-        bounds = torch.arange(count + 1, device=owners.device)
-        self._offsets[:-1] = torch.searchsorted(ordered, bounds)
+        offsets = torch.full((count + 2,), owners.numel(), device=owners.device)
+        offsets[:-1] = torch.searchsorted(ordered, torch.arange(count + 1, device=owners.device))
+        self._members = {"seeds": seeds, "sigmas": sigmas}
+        self._grouped = {**self._members, "offsets": offsets}
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
         """`perturbed_linear` of rows x [T, K], weight [O, K], bias [O]: [T, O] in the dtype of x.
@@ -59,9 +60,8 @@ class RowMembers:
 
             torch.stack([x[t] @ W_of[owners[t]].T for t in range(T)])
         """
-        return self._in_order(
-            perturbed_linear(self._sorted("x", x, 2), weight, bias, **self._members(options))
-        )
+        rows = self._sorted("x", x, 2)
+        return self._in_order(perturbed_linear(rows, weight, bias, **self._grouped, **options))
 
     def noise_linear_(self, y: Tensor, x: Tensor, **options: Any) -> Tensor:
         """`noise_linear_`: add the noise product alone to y [T, O], the engine's own product; returns y.
@@ -71,21 +71,18 @@ class RowMembers:
             y += torch.stack([sigma_of[owners[t]] * (x[t] @ eps_of[owners[t]].T) for t in range(T)])
         """
         rows = self._sorted("y", y, 2)
-        noise_linear_(rows, self._sorted("x", x, 2), **self._members(options))
+        noise_linear_(rows, self._sorted("x", x, 2), **self._grouped, **options)
         return y.index_copy_(0, self._order, rows)
 
     def embedding(self, ids: Tensor, weight: Tensor, **options: Any) -> Tensor:
         """`perturbed_embedding` of ids [T] in weight [V, D]: [T, D] in the dtype of weight."""
         ids = self._sorted("ids", ids, 1)
-        return self._in_order(perturbed_embedding(ids, weight, **self._members(options)))
+        return self._in_order(perturbed_embedding(ids, weight, **self._grouped, **options))
 
     def vector(self, weight: Tensor, **options: Any) -> Tensor:
         """`perturbed_vector` of weight [H], such as a norm's gain, for every row: [T, H]."""
-        vectors = perturbed_vector(weight, seeds=self._seeds, sigmas=self._sigmas, **options)
+        vectors = perturbed_vector(weight, **self._members, **options)
         return vectors.index_select(0, self._groups)
-
-    def _members(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {"seeds": self._seeds, "sigmas": self._sigmas, "offsets": self._offsets, **options}
 
     def _sorted(self, name: str, rows: Tensor, dims: int) -> Tensor:
         """The rows by owner; ValueError unless there are T."""
