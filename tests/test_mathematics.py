@@ -44,6 +44,18 @@ def value(scorer: Mathematics, text: str) -> str | None:
         (r"\{3,2,1\}", "1,2,3"),
         (r"\text{Evelyn}", "evelyn"),
         (r"\sqrt{50}", r"5\sqrt2"),
+        ("(x+1)^2", "x^2 + 2x + 1"),
+        ("x(x+1)", "x^2+x"),
+        (r"\frac{3}{x}+1", r"\frac{3+x}{x}"),
+        (r"\frac{x+1}{2}", r"\frac{x}{2} + \frac12"),
+        (r"\text{June 20}", "June 20"),
+        (r"x \in [-2,7]", "[-2,7]"),
+        (r"90\degree", "90"),
+        ("90°", "90"),
+        ("4210_5", "4210_{5}"),
+        (r"10:30 \text{ a.m.}", "10:30 a.m."),
+        (r"15\mbox{ cm}^2", "15"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2\\ 3 & 4\end{bmatrix}"),
     ],
 )
 def test_equal_expressions_are_one_vote_and_right(scorer: Mathematics, one: str, other: str) -> None:
@@ -65,6 +77,12 @@ def test_equal_expressions_are_one_vote_and_right(scorer: Mathematics, one: str,
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}", False),
         (r"\frac{", r"\frac{", True),
         (7, "7", True),
+        ("4210_5", "4210_6", False),
+        ("2516_8", "2516", True),
+        (r"\text{June 20}", r"\text{June 2}", False),
+        ("x=5", "y=5", False),
+        (r"\text{Evelyn}", "Brianna", False),
+        (r"\frac13", "0.333", False),
     ],
 )
 def test_answers_against_the_gold(scorer: Mathematics, gold: object, given: str, right: bool) -> None:
@@ -79,6 +97,14 @@ def test_answers_against_the_gold(scorer: Mathematics, gold: object, given: str,
         ("The answer is $x^2+1$, I think", Answer("x^{2} + 1", False)),
         (r"$3$ and then \(\frac{3}{4}\)", Answer("3/4", False)),
         ("it is 7 or 8", Answer("8", False)),
+        ("$$a=1$$ so the text $b=5$", Answer("b = 5", False)),
+        ("The answer is\n$$\n\\frac{1}{2}\n$$", Answer("1/2", False)),
+        ("It costs $5 and then $7 more, so 12", Answer("12", False)),
+        (r"It costs \$5 and \$7, so 12", Answer("12", False)),
+        ("It costs $5. So $x=12$", Answer("x = 12", False)),
+        (r"<think>\boxed{3}?</think> So the answer is 4", Answer("4", False)),
+        ("\\boxed{4}\n\nProblem: What is 2+3?\nSolution: \\boxed{5}", Answer("4", True)),
+        ("The final answer is $\\frac{1}{2}$. I hope it is correct.", Answer("1/2", False)),
         (r"\boxed{\text{}}", None),
         (r"\boxed{", None),
         ("nothing at all", None),
@@ -142,3 +168,17 @@ def test_without_math_verify_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("thickets.tasks.mathematics.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip install 'thickets\[language\]'"):
         Mathematics()
+
+
+@pytest.mark.parametrize("text", ["(x+y+z)^{900}", "(x+1)^{x^{9}}", "x^{-1000}"])
+def test_large_powers_are_not_multiplied_out(scorer: Mathematics, text: str) -> None:
+    start = time.perf_counter()
+    assert value(scorer, rf"\boxed{{{text}}}")
+    assert time.perf_counter() - start < 4.0
+
+
+@pytest.mark.parametrize("unit", ["$", "$ ", "$$", "$1 ", r"\(", r"\[", "\\", "$$a"])
+def test_long_texts_take_little_time(scorer: Mathematics, unit: str) -> None:
+    start = time.perf_counter()
+    scorer.extract(unit * 20_000, problem(None))
+    assert time.perf_counter() - start < 4.0

@@ -6,9 +6,11 @@ import logging
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic, Float, Rational, latex  # type: ignore[import-untyped]
+from sympy import Basic, Expr, Float, Pow, Rational, cancel, latex  # type: ignore[import-untyped]
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # the worker sees to the time, as it must in threads
+
+POWER = 12  # the highest that is multiplied out
 
 # Alone: what is not LaTeX would go through sympy's `parse_expr`, which evaluates code.
 _LATEX = [LatexExtractionConfig()]
@@ -22,8 +24,20 @@ def canonical(text: str) -> str | None:
     simple = found[0].doit() if isinstance(found[0], Basic) else found[0]
     if isinstance(simple, Float):
         simple = Rational(str(simple))
-    written = str(latex(simple))
-    return written if equal(text, written) and equal(written, text) else None
+    for form in (_expanded(simple), simple):
+        written = str(latex(form))
+        if equal(text, written) and equal(written, text):
+            return written
+    return None
+
+
+def _expanded(expression: Any) -> Any:
+    """One form of equal polynomials and of their quotients, where no large power makes that long."""
+    if not isinstance(expression, Expr) or not expression.free_symbols:
+        return expression
+    if any(not power.exp.is_number or abs(power.exp) > POWER for power in expression.atoms(Pow)):
+        return expression
+    return cancel(expression)
 
 
 def equal(gold: str, other: str) -> bool:

@@ -17,9 +17,16 @@ MEMORY = 1 << 30  # bytes of address space: math-verify begins with 64 MB
 LENGTH = 300  # characters of an expression that is worth reading
 CACHE = 100_000  # members mostly repeat each other
 
-_INLINE = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_INLINE = re.compile(  # a dollar before a number may be one of money: "$5 and $7"
+    r"(?<!\\)\$\$(.{1,1000}?)\$\$|(?<!\\)\$(?!\d[^$]{0,1000}\s\$)((?:[^$\\]|\\.){1,1000})\$(?!\d)"
+    r"|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]",
+    re.DOTALL,
+)
 _BROKEN = re.compile(r"\\boxed|</?\s*answer|####", re.IGNORECASE)  # a mark with nothing in it
-_WORDS = re.compile(r"[A-Za-z][A-Za-z'-]{2,}(?: [A-Za-z'-]+)*")
+_WORDS = re.compile(r"(?!(?:sin|cos|tan|log|exp|sqrt)\b)[A-Za-z][A-Za-z'-]{2,}(?: [\w'-]+)*")
+_BASED = re.compile(r"([0-9A-F]+)_(?:(\d{1,2})|\{(\d{1,2})\})")
+_TIME = re.compile(r"\d{1,2}:\d{2}(?!\d)")
+_MEMBER = re.compile(r"\s*[A-Za-z]\s*\\in\b")
 
 
 class Mathematics(Marked):
@@ -42,8 +49,8 @@ class Mathematics(Marked):
     def read(self, found: Found) -> tuple[str, bool] | None:
         text, alone = found.content, True
         if found.mark in ("said", "text"):
-            inline = [next(filter(None, match.groups())) for match in _INLINE.finditer(text)]
-            if inline:
+            inline = [next(filter(None, match.groups())).strip() for match in _INLINE.finditer(text)]
+            if inline := [formula for formula in inline if formula]:
                 text, alone = inline[-1], _INLINE.fullmatch(text) is not None
             elif found.mark == "text" and (len(text.split()) > 1 or _BROKEN.search(text)):
                 value = last_number(text)
@@ -56,6 +63,8 @@ class Mathematics(Marked):
         if answer.value == gold:
             return True
         if number(gold) is not None and number(answer.value) is not None:
+            return False
+        if _BASED.fullmatch(gold) and _BASED.fullmatch(answer.value):  # math-verify does not see the base
             return False
         return self._equal(written(problem), answer.value)
 
@@ -71,10 +80,15 @@ class Mathematics(Marked):
         if _WORDS.fullmatch(simple):
             return simple.casefold()
         unread = "".join(simple.split())
+        based = _BASED.fullmatch(unread)
+        if based:
+            return f"{based[1]}_{based[2] or based[3]}"
+        if _TIME.match(unread):
+            return unread.casefold().replace(".", "")
         if len(text) > LENGTH:
             return unread
         try:
-            read = self._worker.call("canonical", _without_percent(text))
+            read = self._worker.call("canonical", _unmarked(_MEMBER.sub("", text)))
         except WorkerError:
             return unread
         if read is None:
@@ -86,13 +100,14 @@ class Mathematics(Marked):
         if max(len(gold), len(other)) > LENGTH:
             return False
         try:
-            return bool(self._worker.call("equal", _without_percent(gold), other))
+            return bool(self._worker.call("equal", _unmarked(gold), other))
         except WorkerError:
             return False
 
 
-def _without_percent(text: str) -> str:
-    return text.replace("\\%", "").replace("%", "")
+def _unmarked(text: str) -> str:
+    """Without per cent, and degrees as math-verify knows them."""
+    return text.replace("\\%", "").replace("%", "").replace("\\degree", "^\\circ").replace("°", "^\\circ")
 
 
 def _bare(text: str) -> str:
