@@ -52,6 +52,8 @@ def value(scorer: Mathematics, text: str) -> str | None:
         (r"x \in [-2,7]", "[-2,7]"),
         (r"90\degree", "90"),
         ("90°", "90"),
+        ("6-5i", "-5i + 6"),
+        (r"-1-i\sqrt3", r"-1-\sqrt{3}i"),
         ("4210_5", "4210_{5}"),
         (r"10:30 \text{ a.m.}", "10:30 a.m."),
         (r"15\mbox{ cm}^2", "15"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
@@ -25,7 +26,7 @@ def canonical(text: str) -> str | None:
     if isinstance(simple, Float):
         simple = Rational(str(simple))
     for form in (_expanded(simple), simple):
-        written = str(latex(form))
+        written = re.sub(r"(?<=\d) (?=i\b)", "", str(latex(form)))  # as 5i it is read as complex
         if equal(text, written) and equal(written, text):
             return written
     return None
