@@ -346,6 +346,10 @@ def test_errors_come_before_any_change() -> None:
     before = weights(one)
     with pytest.raises(ValueError, match=r"seeds must be in 0 <= seed < 2\*\*64, got -1"):
         one.perturb_self_weights(-1, 0.5)
+    with pytest.raises(TypeError, match=r"seed must be an integer, got 1\.5"):
+        one.perturb_self_weights(1.5, 0.5)
+    with pytest.raises(ValueError, match="population_size must be at least 1, got 0"):
+        one.update_weights_from_seeds([1], [0.5], 0.5, 0)
     with pytest.raises(ValueError, match="sigmas must be finite in float32, got nan"):
         one.apply_perturbation(1, float("nan"))
     with pytest.raises(RuntimeError, match=r"seed 4 must be active to be restored, active are \[\]"):

@@ -7,6 +7,7 @@ The scripts stay as they are. See docs/vllm.md for what differs from the extensi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,14 @@ class WorkerExtension:
             negate, coeff = coeff, 1.0
         strength = float(noise_scale) * float(coeff) * (-1 if negate else 1)
         if coeff == 1:
-            self.live_weights.add(int(seed), strength)
+            self.live_weights.add(_index(seed), strength)
         else:
-            self.live_weights.update([int(seed)], [strength])
+            self.live_weights.update([_index(seed)], [strength])
         return True
 
     def restore_self_weights(self, seed: int, SIGMA: float, negate: bool = False) -> bool:
         """Undo `perturb_self_weights` with these arguments; RuntimeError if the seed is not active."""
-        self.live_weights.remove(int(seed), -float(SIGMA) if negate else float(SIGMA))
+        self.live_weights.remove(_index(seed), -float(SIGMA) if negate else float(SIGMA))
         return True
 
     def store_base_weights(self) -> bool:
@@ -80,7 +81,7 @@ class WorkerExtension:
 
     def apply_perturbation(self, seed: int, sigma: float) -> bool:
         """Make the weights those of one member: the base plus sigma * eps(seed), whatever was active."""
-        self.live_weights.set([int(seed)], [float(sigma)])
+        self.live_weights.set([_index(seed)], [float(sigma)])
         return True
 
     def reset_to_base_weights(self) -> bool:
@@ -100,7 +101,7 @@ class WorkerExtension:
 
         ValueError without members, for other than one weight per member, or for weights that sum to 0.
         """
-        members = [(int(seed), float(sigma)) for seed, sigma in seeds_sigmas]
+        members = [(_index(seed), float(sigma)) for seed, sigma in seeds_sigmas]
         shares = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
         if not members or len(shares) != len(members):
             raise ValueError(f"weights must be one per member, got {len(shares)} for {len(members)} members")
@@ -117,8 +118,10 @@ class WorkerExtension:
         self, seeds: Sequence[int], coeffs: Sequence[float], alpha: float, population_size: int
     ) -> bool:
         """Change the base for good: W += alpha / population_size * sum_i coeffs[i] eps(seeds[i])."""
+        if population_size < 1:
+            raise ValueError(f"population_size must be at least 1, got {population_size}")
         rate = float(alpha) / population_size
-        self.live_weights.update([int(seed) for seed in seeds], [rate * float(c) for c in coeffs])
+        self.live_weights.update([_index(seed) for seed in seeds], [rate * float(c) for c in coeffs])
         return True
 
     def init_inter_engine_group(
@@ -231,3 +234,11 @@ class WorkerExtension:
         if getattr(getattr(self, "parallel_config", None), "world_size", 1) == 1:
             return path
         return path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")  # type: ignore[attr-defined]
+
+
+def _index(seed: Any) -> int:
+    """A seed of any integer type; TypeError for what only looks like one."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {seed!r}") from None
