@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE = find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
-.PHONY: build demo test bench check format gpu dist-check clean
+.PHONY: build demo test test-oldest bench check format gpu dist-check clean
 
 build: .venv/.installed               ## compile what changed in csrc/
 	@$(BIN)/python setup.py -q build_ext --inplace
@@ -14,6 +14,12 @@ demo: build                           ## both experiments in about a minute
 
 test: build                           ## the test suite, a process per core
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-oldest: build                    ## the tests of language models with the oldest transformers that is served
+	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --target build/oldest \
+	  transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2 requests==2.34.2 charset-normalizer==3.5.2 urllib3==2.8.0 certifi
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto --dist loadfile tests/test_transformers_*.py tests/test_generation*.py \
+	  tests/test_language_*.py tests/test_cli_language.py tests/test_vllm_*.py tests/test_arithmetic.py
 
 bench: build                          ## micro-benchmarks
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only
