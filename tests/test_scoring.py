@@ -107,6 +107,7 @@ def test_members_vote_with_answers_and_the_vote_is_scored_as_they_are() -> None:
 
 SCORER = """
 import os
+import subprocess
 import time
 
 print("noise on the standard output")
@@ -121,6 +122,13 @@ class Words:
             os._exit(3)
         if text == "number":
             return 3
+        if text == "child":
+            sleeper = subprocess.Popen(["sleep", "60"])
+            if problem.answer:
+                return str(sleeper.pid)
+            time.sleep(60)
+        if text == "input":
+            return input()
         if text == "pid":
             return str(os.getpid())
         return {"value": text, "formatted": False} if text == "sloppy" else text or None
@@ -210,6 +218,27 @@ def test_a_worker_that_is_forgotten_ends_its_process(own: str) -> None:
     gc.collect()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_scorer_started_ends_with_it(own: str) -> None:
+    worker = Worker(own, limit=1.0)
+    pid = int(worker.call("extract", "child", {"answer": True}))
+    with pytest.raises(WorkerTimeout):
+        worker.call("extract", "child", {"answer": False})
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(f"process {pid} goes on")
+
+
+def test_a_scorer_cannot_read_what_its_process_is_told(own: str) -> None:
+    worker = Worker(own, limit=5.0)
+    with pytest.raises(WorkerError, match="EOFError"):
+        worker.call("extract", "input", {})
+    assert worker.call("extract", "a", {}) == "a"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")

@@ -76,7 +76,7 @@ class Worker:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])},
-                start_new_session=True,  # Ctrl-C is for the search alone
+                start_new_session=True,  # Ctrl-C is for the search alone, and `_end` for all that it starts
             )
         lines = ours.makefile("rw", encoding="utf-8", newline="\n")
         self._connection = ours, lines
@@ -111,7 +111,8 @@ class Worker:
 
 
 def _end(process: subprocess.Popen[bytes], ours: socket.socket, lines: TextIO) -> None:
-    process.kill()
+    with suppress(OSError):  # with all that it started; not yet waited for, its group is still its own
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with suppress(OSError):  # what was not sent is lost with its reader
         lines.close()
@@ -152,7 +153,11 @@ def _serve(target: str, limit: float, memory: int) -> None:
             import resource
 
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    lines = socket.socket(fileno=0).makefile("rw", encoding="utf-8", newline="\n")
+    ours = socket.socket(
+        fileno=os.dup(0)
+    )  # which neither the target nor what it starts can reach as its input
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    lines = ours.makefile("rw", encoding="utf-8", newline="\n")
     loaded: list[Any] = []
     for line in lines:
         message = json.loads(line)
