@@ -160,6 +160,11 @@ def test_no_text_is_run_as_code(scorer: Mathematics, form: str, tmp_path: Path) 
     assert not trap.exists()
 
 
+def test_a_gold_without_an_expression_is_refused(scorer: Mathematics) -> None:
+    with pytest.raises(ValueError, match=r"must be an expression, got '\$'"):
+        scorer.gold(problem("$"))
+
+
 def test_long_expressions_are_not_read(scorer: Mathematics) -> None:
     long = "+".join(["x"] * 1000)
     assert value(scorer, rf"\boxed{{{long}}}") == long

@@ -94,6 +94,10 @@ def test_messages_keep_their_roles_and_are_told_apart_from_prompts(tmp_path: Pat
     task = open_task(str(file), train=1, test=1, scorer="exact")
     chat = next(problem for problem in (*task.train, *task.test) if problem.messages)
     assert (list(chat.messages), chat.answer, chat.id) == (messages, "é", "7")
+    nameless = read_problems(
+        write(tmp_path / "b.jsonl", {"prompt": "x", "id": None}, {"prompt": "y", "id": 0})
+    )
+    assert [problem.id for problem in nameless] == [Problem("x").id, "0"]
 
 
 @pytest.mark.parametrize(
@@ -247,8 +251,10 @@ def test_countdown_from_a_file(tmp_path: Path) -> None:
     records = [problem.answer for problem, _ in zip(generate(0), range(6), strict=False)]
     file = write(tmp_path / "games.jsonl", *records)
     assert len(open_task("countdown", train=4, test=2, data=file).train) == 4
-    with pytest.raises(ValueError, match='line 1: "numbers" and "target" must be whole numbers'):
+    with pytest.raises(ValueError, match=r'line 1: "numbers" .from 0. and "target" must be whole numbers'):
         open_task("countdown", train=1, test=1, data=write(file, {"numbers": [1, 2.5], "target": 3}))
+    with pytest.raises(ValueError, match=r"must be whole numbers, got \[-1, 2\] and 3"):
+        open_task("countdown", train=1, test=1, data=write(file, {"numbers": [-1, 2], "target": 3}))
 
 
 def test_a_game_of_the_same_numbers_in_another_order_is_the_same(tmp_path: Path) -> None:

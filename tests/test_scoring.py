@@ -54,6 +54,7 @@ def judged(name: str, text: str, answer: object) -> tuple[str, bool, bool] | Non
         ("choice", "A dog is what I saw; so B", "B", ("B", False, True)),
         ("choice:boxed", r"\boxed{\text{(D)}}", "d", ("D", True, True)),
         ("choice", "no idea", "A", None),
+        ("choice", "A is the correct answer", "A", ("A", False, True)),
         ("contains", "I like  Paris!", "paris", ("i like paris!", True, True)),
         ("contains", "comparisons", "paris", ("comparisons", True, False)),
     ],
@@ -75,7 +76,18 @@ def test_nothing_is_no_answer(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "answer"),
-    [("number", "many"), ("number", None), ("number", True), ("choice", "AB"), ("exact", [1]), ("exact", "")],
+    [
+        ("number", "many"),
+        ("number", None),
+        ("number", True),
+        ("choice", "AB"),
+        ("exact", [1]),
+        ("exact", ""),
+        ("contains", "**"),
+        ("exact", " . "),
+        ("countdown", {"numbers": "x", "target": 1}),
+        ("countdown", {"numbers": [-1], "target": 1}),
+    ],
 )
 def test_an_answer_that_no_text_can_equal_is_refused(name: str, answer: object) -> None:
     with pytest.raises(ValueError, match="answer of problem 'p' must be"):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from .expressions import LENGTH, canonical, numbers, parse, value
 from .extraction import Found, plain
@@ -30,8 +31,10 @@ _AROUND = " \t\n.*_`$"
 def problem(record: Record) -> Problem:
     """A line {"numbers": [3, 5, 2], "target": 16}; "nums" will do too."""
     given, target = record.get("numbers", record.get("nums")), record.get("target")
-    if not isinstance(given, list) or not given or not all(type(n) is int for n in [*given, target]):
-        raise ValueError(f'"numbers" and "target" must be whole numbers, got {given!r} and {target!r}')
+    if not _is_game(given, target):
+        raise ValueError(
+            f'"numbers" (from 0) and "target" must be whole numbers, got {given!r} and {target!r}'
+        )
     text = PROMPT.format(target=target, numbers=", ".join(map(str, given)))
     return Problem(prompt=text, answer={"numbers": given, "target": target})
 
@@ -48,6 +51,16 @@ def source(train: int, test: int, seed: int, data: Path | None) -> Source:
         known = _games(judged or ())
         selecting = [p for game, p in _games(selecting).items() if game not in known]
     return Source(selecting, judged, "countdown", 1024, asked_format="<answer>an expression</answer>")
+
+
+def _is_game(given: Any, target: Any) -> bool:
+    """Whether they are whole numbers; of those given none below zero, for a sign is no part of a number."""
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(type(n) is int for n in [*given, target])
+        and min(given) >= 0
+    )
 
 
 def _games(problems: Iterable[Problem]) -> dict[tuple[int, ...], Problem]:
@@ -136,7 +149,8 @@ class Countdown(Marked):
 
     def gold(self, problem: Problem) -> str:
         asked = problem.answer
-        if not isinstance(asked, dict) or set(asked) != {"numbers", "target"}:
+        known = isinstance(asked, dict) and set(asked) == {"numbers", "target"}
+        if not known or not _is_game(asked["numbers"], asked["target"]):
             raise ValueError(
                 f'answer of problem {problem.id!r} must be {{"numbers": [...], "target": ...}}, got {asked!r}'
             )

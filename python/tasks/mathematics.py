@@ -69,7 +69,12 @@ class Mathematics(Marked):
         return self._equal(written(problem), answer.value)
 
     def gold(self, problem: Problem) -> str:
-        return self._canonical(_bare(written(problem)))
+        gold = self._canonical(_bare(written(problem)))
+        if not gold:
+            raise ValueError(
+                f"answer of problem {problem.id!r} must be an expression, got {problem.answer!r}"
+            )
+        return gold
 
     def _read_expression(self, text: str) -> str:
         """One text for equal expressions, as far as they are easily made the same."""

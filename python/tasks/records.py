@@ -85,7 +85,8 @@ def own_problem(record: Record) -> Problem:
             )
         messages = tuple({"role": m["role"], "content": m["content"]} for m in messages)
     prompt = None if record.get("prompt") is None else text_of(record, "prompt")
-    return Problem(prompt, messages, record.get("answer"), str(record.get("id", "")))
+    name = record.get("id")
+    return Problem(prompt, messages, record.get("answer"), "" if name is None else str(name))
 
 
 def text_of(record: Record, field: str) -> str:

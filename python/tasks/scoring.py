@@ -110,7 +110,12 @@ class Exact(Marked):
         return (text, found.mark != "text" or len(lines) == 1) if text else None
 
     def gold(self, problem: Problem) -> str:
-        return folded(written(problem))
+        text = folded(written(problem))
+        if not text:
+            raise ValueError(
+                f"answer of problem {problem.id!r} must be a text with words, got {problem.answer!r}"
+            )
+        return text
 
 
 class Contains(Exact):
@@ -156,7 +161,9 @@ class Choice(Marked):
     _WITHIN = (
         re.compile(r"^[(\[]?([A-Z])[)\].:,]", re.ASCII),
         re.compile(r"[(\[]([A-Z])[)\]]", re.ASCII),
-        re.compile(r"\b([B-HJ-Z]|A(?!\s[a-z]))\b(?!['’])", re.ASCII),  # neither "a" nor "I" of a sentence
+        re.compile(
+            r"\b([B-HJ-Z]|A(?!\s(?!is\b)[a-z]))\b(?!['’])", re.ASCII
+        ),  # neither "a" nor "I" of a sentence
     )
 
     def read(self, found: Found) -> tuple[str, bool] | None:
