@@ -407,6 +407,25 @@ def test_members_start_from_the_same_buffers() -> None:
     check(Stepping, randn(2, 8), slow=["the model"])
 
 
+def test_half_parameters_do_not_round_what_a_float32_model_hands_on() -> None:
+    class Scale(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.full((8,), 0.75, dtype=dtype))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    def make(dtype: torch.dtype) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), Scale(dtype), nn.Linear(8, 3))
+
+    pm, x = thickets.perturb(make(torch.bfloat16)), randn(4, 8)
+    with pm.members(SEEDS, SIGMAS):
+        y = pm(x)
+    assert_members(y, one_by_one(pm, lambda: make(torch.float32), x))
+
+
 def test_the_base_is_not_written_when_a_forward_fails() -> None:
     model = nn.Sequential(weight_norm(nn.Linear(8, 4)), nn.MultiheadAttention(4, 2, batch_first=True)).eval()
     before = state(model)

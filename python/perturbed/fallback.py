@@ -78,8 +78,8 @@ class Slow:
     def each(self, module: nn.Module, calls: Iterable[Call]) -> Iterator[Any]:
         """The module's outputs of (member, args, kwargs), each from the module's present buffers.
 
-        16-bit modules run in float32 where their `exact` weights are float32. Layers with a packed weight in
-        them add its noise themselves (quantised.py).
+        16-bit modules run in float32 where their `exact` weights are float32, and return 16 bits unless they
+        are given float32. Layers with a packed weight in them add its noise themselves (quantised.py).
         """
         parameters = module.named_parameters() if self.half else ()
         fixed = [(name, t) for name, t in self._own(parameters) if name not in self.perturbed]
@@ -89,12 +89,13 @@ class Slow:
             state.update((name, self._widened(tensor)) for name, tensor in fixed)
             buffers = [(name, b) for name, b in self._own(module.named_buffers()) if not isinstance(b, Guard)]
             state.update((name, self._widened(buffer).clone()) for name, buffer in buffers)
-            self.members.alone, self.members.turn, self.members.widened = True, index, self.half
+            half = None if _first_dtype(args, kwargs) == torch.float32 else self.half
+            self.members.alone, self.members.turn, self.members.widened = True, index, half
             try:
                 output = functional_call(module, state, tuple(map(self._widen, args)), self._widen(kwargs))
             finally:
                 self.members.alone, self.members.widened = False, None
-            yield map_tensors(lambda _, tensor: self._narrowed(tensor), output, "output")
+            yield output if half is None else map_tensors(_narrow(half), output, "output")
 
     def folded(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The output for folded arguments; FoldError if they cannot be split or the outputs joined."""
@@ -182,8 +183,15 @@ class Slow:
     def _widen(self, value: Any) -> Any:
         return map_tensors(lambda _, tensor: self._widened(tensor), value, "")
 
-    def _narrowed(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.half) if self.half and tensor.dtype == torch.float32 else tensor
+
+def _first_dtype(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The dtype of the first floating-point tensor among arguments."""
+    tensors = (leaf for _, leaf in leaves((args, kwargs), "") if isinstance(leaf, Tensor))
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _narrow(half: torch.dtype) -> Callable[[str, Tensor], Tensor]:
+    return lambda _, tensor: tensor.to(half) if tensor.dtype == torch.float32 else tensor
 
 
 def is_cache(value: Any) -> bool:
