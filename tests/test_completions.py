@@ -154,6 +154,11 @@ def test_a_question_that_the_model_goes_on_with_is_not_answered(text: str) -> No
     assert not right("contains", text, "Rome")
 
 
+def test_the_last_number_is_not_one_of_the_next_question() -> None:
+    text = "She has 9 eggs.\nSo she makes 18 dollars.\n\nQuestion: Tom has 7?\nHe has 7 and 5.\n\nQ: And 3?"
+    assert right("number:hashes", text, 18)
+
+
 def test_a_prompt_that_the_model_repeats_begins_another_question() -> None:
     ask = "Solve this step by step. Put the result in a box, like this: \\boxed{7}"
     text = f"It is \\boxed{{4}}.\n\nWhat is 5?\n\n{ask}\n\n\\boxed{{5}}"
@@ -166,6 +171,8 @@ def test_a_prompt_that_the_model_repeats_begins_another_question() -> None:
     [
         "Here is the problem again:\nQuestion: how many?\n\\boxed{4}",
         "Question: how many?\nAnswer: \\boxed{4}",
+        "Question 1: how many eggs? 9.\n\nQuestion 2: how much money?\nAnswer: \\boxed{4}",
+        "Question 1: how many eggs?\nAnswer: 9\nQuestion 2: how much money?\nAnswer: \\boxed{4}",
         "I restate it.\nThere are two parts.\nProblem: how many?\n\\boxed{4}",
         "<think>\nQuestion: how many? Is it \\boxed{3}?\n\\boxed{4}",
     ],

@@ -31,7 +31,7 @@ _AROUND = " \t\n.*_`$"
 def problem(record: Record) -> Problem:
     """A line {"numbers": [3, 5, 2], "target": 16}; "nums" will do too."""
     given, target = record.get("numbers", record.get("nums")), record.get("target")
-    if not _is_game(given, target):
+    if not isinstance(given, list) or not _is_game(given, target):
         raise ValueError(
             f'"numbers" (from 0) and "target" must be whole numbers, got {given!r} and {target!r}'
         )

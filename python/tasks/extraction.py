@@ -12,16 +12,18 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from typing import NamedTuple
 
 MARKS = ("tags", "boxed", "hashes", "bare")
 TAIL = 20_000  # characters of a text that are looked at, from its end
+PLACES = 3  # questions that are looked at for what stands before them
 ECHO = 40  # characters at the end of a prompt that tell it in a text
 
 _THOUGHT = "</think>"
 _TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end_of_text)\|>|</s>|<end_of_turn>")
 _NEXT = re.compile(
-    r"^[ \t]{0,8}(?:Question|Problem|Exercise|Q|User|Human|Instruction)(?:[ ]?\d{1,4})?[ ]?:", re.MULTILINE
+    r"^[ \t]{0,8}(?:Question|Problem|Exercise|Q|User|Human|Instruction)[ ]?(\d{1,4})?[ ]?:", re.MULTILINE
 )
 _ANSWERED = re.compile(
     r"\\(?:boxed|fbox)\s{0,9}\{[^}]|</\s{0,9}answer|####\W{0,9}\d|\banswer\b\W{0,4}(?:is\b|[:：=])",
@@ -33,6 +35,7 @@ _PHRASE = re.compile(r"\banswer\b\W{0,4}(?:is\b|[:：=])[\s:*]*([^\n]*)", re.IGN
 _SENTENCE = re.compile(r"[.;!?](?=\s|$)")
 
 _HASHES = re.compile(r"(^[^\w\n#]{0,9})?####[#\s]{0,9}([^\n]*)", re.MULTILINE)
+_DIGIT = re.compile(r"\d")
 _STATED = re.compile(r"(?:[^\w\n]|\b(?:the|final|answer|is)\b)*\d", re.IGNORECASE)
 _GOES_ON = re.compile(r"\s?(?:[-+*/^]|x(?=\s?\d))\s?[($\d]")
 
@@ -114,11 +117,7 @@ def concluding(text: str, prompt: str = "") -> str:
     text = text.partition(_THOUGHT)[2].strip() or text.strip().removeprefix("<think>").strip()
     answered = _ANSWERED.search(text)
     ends = [turn.start() for turn in _TURN.finditer(text)]
-    for following in _NEXT.finditer(text):
-        end = following.start()
-        if (answered and answered.start() < end) or (not ends and _is_line(text[:end])):
-            ends.append(end)
-            break
+    ends += islice(_following(text, len(text) if answered is None else answered.start()), 1)
     echo = prompt.strip()[-ECHO:]
     if answered and len(echo) == ECHO:
         ends.append(text.find(echo, answered.end()))
@@ -236,7 +235,23 @@ def _hashed(text: str) -> str | None:
     return next((line[2] for line in (*begins, *stated, *found[-1:])), None)
 
 
-def _is_line(text: str) -> bool:
-    """Whether it is one line that announces nothing: an answer without a mark."""
-    text = text.strip()
-    return bool(text) and "\n" not in text and not text.endswith(":")
+def _following(text: str, answered: int) -> Iterator[int]:
+    """Where questions begin after an answer: after the place `answered`, or one without a mark.
+
+    Of questions with numbers only the first, since others may be steps.
+    """
+    numbered = False
+    for count, question in enumerate(_NEXT.finditer(text)):
+        place = question.start()
+        if not (numbered and question[1]) and (
+            answered < place or (count < PLACES and _is_answer(text[:place]))
+        ):
+            yield place
+        numbered = numbered or question[1] is not None
+
+
+def _is_answer(text: str) -> bool:
+    """Whether it is one line, or several with a number and a blank line after them, and announces nothing."""
+    said = text.strip()
+    several = "\n" in said and not (text.endswith("\n\n") and _DIGIT.search(said))
+    return bool(said) and not (several or said.endswith(":"))
