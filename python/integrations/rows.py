@@ -50,7 +50,7 @@ class RowMembers:
         ordered, self._order = self._groups.sort(stable=True)
         offsets = torch.full((count + 2,), owners.numel(), device=owners.device)
         offsets[:-1] = torch.searchsorted(ordered, torch.arange(count + 1, device=owners.device))
-        self._members = {"seeds": seeds, "sigmas": sigmas}
+        self._members: dict[str, Any] = {"seeds": seeds, "sigmas": sigmas}
         self._grouped = {**self._members, "offsets": offsets}
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
