@@ -53,7 +53,7 @@ def members_that_fit(
     """
     config, device = _text_config(pm.base), device_of(pm)
     size = max(p.element_size() for p in pm.base.parameters())
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
     groups = getattr(config, "num_key_value_heads", None) or heads
     width = groups * (getattr(config, "head_dim", None) or hidden // heads)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden

@@ -34,8 +34,11 @@ class Running:
         self.rows = torch.arange(len(ids), device=ids.device)
         self.cache: Any = None
         self.start, self.full = ids.shape[1], ids.shape[1] + decoding.max_new_tokens
-        # A model of several modalities keeps positions of the whole batch to itself, so that none can leave.
-        self.together = module.config.get_text_config() is not module.config
+        # None can leave where a model of several modalities keeps positions of the whole batch to itself, or
+        # where its past is states rather than keys and values.
+        sees = module.config.get_text_config() is not module.config
+        kinds = getattr(module.config, "layer_types", None) or ()
+        self.together = sees or getattr(module, "_is_stateful", False) or "conv" in kinds
 
     def stretch(self) -> list[Made]:
         """Go on until at most half still run or all are at their full length; those that are done leave."""
