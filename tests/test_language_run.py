@@ -153,6 +153,7 @@ def test_more_members_go_on_where_it_was_and_nothing_is_made_twice(tmp_path, mon
         ({"test": 21}, "test: "),
         ({"scorer": "number:boxed"}, "scorer: "),
         ({"temperature": 0.5}, "temperature: "),
+        ({"dtype": "bfloat16"}, "dtype: 'float32' there, 'bfloat16' now"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -179,6 +180,17 @@ def test_a_run_that_scored_nothing_gives_its_folder_to_another(tmp_path, monkeyp
             language_task.run(folder, n=2, top_k=1)
     report = language_task.run(folder, n=2, top_k=1, correlate=0, noise="rademacher")
     assert (report["run"]["scorer"], report["run"]["noise"]) == ("number", "rademacher")
+
+
+def test_answers_of_a_run_whose_scores_are_gone_are_not_those_of_the_next(tmp_path):
+    folder = language_task.world(tmp_path)
+    language_task.run(folder, n=2, top_k=1, correlate=0)
+    before = read_texts(folder / "run", 20)
+    (folder / "run" / "run.sqlite").unlink()
+    language_task.run(folder, n=2, top_k=1, correlate=0, max_new_tokens=2)
+    after = read_texts(folder / "run", 20)
+    assert -1 in before and -1 in after
+    assert before[-1] != after[-1] == [text[:2] for text in before[-1]]
 
 
 def test_a_base_whose_files_changed_is_refused_and_a_moved_one_is_not(tmp_path):

@@ -48,15 +48,16 @@ def begin(folder: Path, run: dict[str, Any], problems: Sequence[Problem]) -> Non
     run = json.loads(json.dumps({"format": FORMAT, **run}))
     if not is_language_run(folder) or _dropped_if_empty(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ANSWERS).unlink(missing_ok=True)  # of a run whose results file is gone
         lines = [json.dumps(_line(problem), ensure_ascii=False) + "\n" for problem in problems]
         (folder / HELD_OUT).write_text("".join(lines), encoding="utf-8")
         write(folder / RUN, json.dumps(run, indent=1) + "\n")
         return
     kept = read_run(folder)
-    if kept["base"] != run["base"]:
+    if kept["base"] != run["base"] and kept.get("dtype") == run["dtype"]:
         raise ValueError(other_base(kept, run["model"]))
-    # Fingerprints and digests tell models and problems apart, wherever they lie.
-    keys = (kept.keys() | run.keys()) - {"model", "task"}
+    # Fingerprints and digests tell models and problems apart, wherever they lie; a dtype has its own.
+    keys = (kept.keys() | run.keys()) - {"model", "task", "base"}
     different = [key for key in keys if kept.get(key) != run.get(key)]
     if different:
         what = "; ".join(f"{key}: {kept.get(key)!r} there, {run.get(key)!r} now" for key in sorted(different))
