@@ -1,5 +1,7 @@
 """Chunks of members, their memory, and the batches of data, without any model of ours."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -147,6 +149,18 @@ def test_the_memory_of_one_run_is_its_peak():
 
 def test_free_memory_is_a_sane_number():
     assert 2**20 < free_memory(CPU) < 2**50
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 5000 * 2**10), ("3000", 3000 - 900 + 800)])
+def test_files_that_the_system_keeps_in_memory_count_as_free(monkeypatch, limit, free):
+    files = {
+        "/proc/meminfo": "MemFree: 10 kB\nMemAvailable:    5000 kB\nHugePages_Total: 0\n",
+        "/sys/fs/cgroup/memory.max": limit,
+        "/sys/fs/cgroup/memory.current": "900\n",
+        "/sys/fs/cgroup/memory.stat": "anon 100\ninactive_file 800\n",
+    }
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert free_memory(CPU) == free
 
 
 def test_batches_come_as_a_list_and_a_generator_is_read_once():

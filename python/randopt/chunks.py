@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 import weakref
@@ -143,19 +142,28 @@ def memory_limit(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a device: what CUDA reports, or what the system and the control group leave."""
+    """Bytes free on a device: what CUDA reports, or what the system and the control group leave.
+
+    Files that the system keeps in memory until it is needed count as free.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on this system
+        free = 2**10 * _entries(Path("/proc/meminfo"))["MemAvailable:"]
+    except (OSError, ValueError, KeyError):  # not on this system
         return 2**30
     group = Path("/sys/fs/cgroup")
     try:
-        allowed = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no control group, or "max"
+        used = int((group / "memory.current").read_text()) - _entries(group / "memory.stat")["inactive_file"]
+        allowed = int((group / "memory.max").read_text()) - used
+    except (OSError, ValueError, KeyError):  # no control group, or "max"
         return free
     return max(0, min(free, allowed))
+
+
+def _entries(file: Path) -> dict[str, int]:
+    """A system's file of names and numbers."""
+    return {name: int(number) for name, number, *_ in map(str.split, file.read_text().splitlines())}
 
 
 class _Peak(TorchDispatchMode):
