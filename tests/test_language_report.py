@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("transformers")
 
+from thickets.language.answering import Judge
 from thickets.language.pages import examples, tables
 from thickets.language.report import KINDS, Findings, counts
 from thickets.randopt.run import SearchResult
@@ -36,7 +37,7 @@ def findings(seed=0, strict=False, k=5, n=12, how="majority"):
     sample = [(record, float(torch.rand((), generator=draw))) for record in records[1:5]]
     top = [answers() for _ in range(k)]
     texts = ["wrote | `this`"] * PROBLEMS
-    scorer = open_scorer("number")
+    scorer = Judge(open_scorer("number"))
     return Findings(result, problems, scorer, strict, how, result.top(), answers(), top, texts, sample)
 
 

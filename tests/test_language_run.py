@@ -189,7 +189,6 @@ def test_answers_of_a_run_whose_scores_are_gone_are_not_those_of_the_next(tmp_pa
     (folder / "run" / "run.sqlite").unlink()
     language_task.run(folder, n=2, top_k=1, correlate=0, max_new_tokens=2)
     after = read_texts(folder / "run", 20)
-    assert -1 in before and -1 in after
     assert before[-1] != after[-1] == [text[:2] for text in before[-1]]
 
 
@@ -258,6 +257,21 @@ def test_a_scorer_that_raises_fails_its_member_alone(ran, tmp_path, monkeypatch)
     assert {int(i) for i in report["failures"]} == {i for i, text in texts.items() if text == bad}
     assert set(report["failures"].values()) == {"RuntimeError: scorer 'flaky': no"}
     assert "members failed; the first, " in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_scorer_that_raises_on_a_held_out_text_leaves_the_report(ran, tmp_path, monkeypatch):
+    folder, report = ran
+    task = open_task(str(folder / "task.jsonl"), train=12, test=20, scorer="number")
+    scorer = Flaky((task.test[0].prompt, None))
+    monkeypatch.setattr(running, "open_task", lambda *_, **__: replace(task, scorer=scorer))
+    settings = language_task.settings(folder / "model", folder / "task.jsonl")
+    found = running.run_search(settings, tmp_path / "run")
+    texts = read_texts(tmp_path / "run", 20)
+    assert found["unread"] == {"answers": len(texts), "first": "RuntimeError: scorer 'flaky': no"}
+    assert found["base"]["answered"]["value"] <= report["base"]["answered"]["value"]
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert f"The scorer failed on {len(texts)} held-out answers, which count as wrong; the first: " in page
+    assert report["unread"] is None
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,37 @@ class Answering:
         return f"{self.tokens / self.seconds:.0f} tokens/s" if self.seconds else ""
 
 
+class Judge:
+    """A scorer for a report, which no text may undo: what it raises on is no answer, or a wrong one.
+
+    failures: the reasons. Each judgement is asked for once.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.name = scorer, scorer.name
+        self.failures: list[str] = []
+        self._judged: dict[tuple[str, bool, str], bool] = {}
+
+    def extract(self, text: str, problem: Problem) -> Answer | None:
+        """What the text answers; None if it answers nothing or the scorer raises."""
+        try:
+            return self.scorer.extract(text, problem)
+        except Exception as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+            return None
+
+    def correct(self, answer: Answer, problem: Problem) -> bool:
+        """Whether that is the problem's answer; it is not if the scorer raises."""
+        key = answer.value, answer.formatted, problem.content
+        if key not in self._judged:
+            try:
+                self._judged[key] = self.scorer.correct(answer, problem)
+            except Exception as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+                self._judged[key] = False
+        return self._judged[key]
+
+
 def in_format(answers: Answers) -> Answers:
     """The answers, but for those out of the asked format."""
     return [[a if a is not None and a.formatted else None for a in row] for row in answers]

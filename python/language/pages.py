@@ -111,6 +111,11 @@ def summary(report: dict[str, Any]) -> str:
     if report["failures"]:
         index, reason = next(iter(report["failures"].items()))
         lines.append(f"{len(report['failures'])} members failed; the first, {index}: {reason}")
+    if report["unread"]:
+        count, reason = report["unread"].values()
+        lines.append(
+            f"The scorer failed on {count} held-out answers, which count as wrong; the first: {reason}"
+        )
     return "\n\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from thickets.language.answering import Answers, accuracy, in_format
+from thickets.language.answering import Answers, Judge, accuracy, in_format
 from thickets.randopt.store import Record
 from thickets.statistics import Interval, mean_interval, score_interval, solution_density, spearman
 from thickets.tasks.case import plain
@@ -19,7 +19,7 @@ from thickets.votes import Votes, score_weights, vote
 
 if TYPE_CHECKING:
     from thickets.randopt import SearchResult
-    from thickets.tasks.problems import Answer, Problem, Scorer
+    from thickets.tasks.problems import Answer, Problem
 
 KINDS = ("right, in format", "right, out of format", "wrong, in format", "wrong, out of format", "no answer")
 
@@ -34,7 +34,7 @@ class Findings:
 
     result: SearchResult
     problems: Sequence[Problem]
-    scorer: Scorer
+    scorer: Judge
     strict: bool
     how: str
     experts: Sequence[Record]
@@ -125,6 +125,11 @@ class Findings:
             "lost": sum(n[kind][0] - n[kind][1] for kind in counted),
         }
 
+    def unread(self) -> dict[str, Any] | None:
+        """How many judgements the scorer failed on, and why at first; None if it did on none."""
+        failures = self.scorer.failures
+        return {"answers": len(failures), "first": failures[0]} if failures else None
+
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
         result, sample = self.result, self.sample
@@ -156,6 +161,7 @@ class Findings:
             "rank_correlation": correlation if math.isfinite(correlation) else None,
             "correlated": len(sample),
             "failures": {str(index): reason for index, reason in result.failures.items()},
+            "unread": self.unread(),
         }
 
 

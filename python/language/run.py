@@ -14,7 +14,7 @@ from typing import Any
 
 from thickets import info
 from thickets.language import folder as files
-from thickets.language.answering import Answering, accuracy, in_format
+from thickets.language.answering import Answering, Judge, accuracy, in_format
 from thickets.language.decoding import Decoding
 from thickets.language.limits import worth_storing
 from thickets.language.models import EMBEDDED, Opened, open_model
@@ -210,14 +210,15 @@ def _held_out(
     texts = _texts(settings, task, evaluator, [BASE_MEMBER, *top], sample, out)
     sample = [record for record in sample if record.index in texts]
     indices = {-1, *(record.index for record in (*top, *sample))}
-    read = extract_answers(task.scorer, [texts[index] for index in indices], task.test)
+    judge = Judge(task.scorer)
+    read = extract_answers(judge, [texts[index] for index in indices], task.test)
     answers = dict(zip(indices, read, strict=True))
     sampled = [answers[record.index] for record in sample]
-    scores = accuracy(task.scorer, in_format(sampled) if settings.strict else sampled, task.test)
+    scores = accuracy(judge, in_format(sampled) if settings.strict else sampled, task.test)
     return Findings(
         result=result,
         problems=task.test,
-        scorer=task.scorer,
+        scorer=judge,
         strict=settings.strict,
         how=settings.how,
         experts=top,
