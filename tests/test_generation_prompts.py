@@ -46,6 +46,16 @@ def test_a_tokenizer_without_padding_changes_nothing(missing):
     assert generate(pm, texts, SEEDS, SIGMAS, tokenizer=words, max_new_tokens=8) == expected
 
 
+def test_a_padding_token_that_the_model_lacks_changes_nothing():
+    """One that was added to the tokenizer alone, as scripts of training do."""
+    pm = thickets.perturb(model())
+    texts = ["abc", "q", "what is 3?"]
+    expected = generate(pm, texts, SEEDS, SIGMAS, tokenizer=tokenizer(), max_new_tokens=8)
+    words = tokenizer(pad_token="<added>")
+    assert words.pad_token_id >= pm.base.config.vocab_size
+    assert generate(pm, texts, SEEDS, SIGMAS, tokenizer=words, max_new_tokens=8) == expected
+
+
 def test_messages_go_through_the_template_when_asked_to():
     words = chatty()
     said = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1 2?"}]

@@ -118,7 +118,8 @@ def decode(pm: PerturbedModule, prompts: Prompts, decoding: Decoding) -> Generat
     (seeds, sigmas), device = pm.active, device_of(pm)
     count, batch = len(seeds), len(prompts)
     pm.regroup([batch] * count)
-    ids, mask = prompts.ids.to(device).repeat(count, 1), prompts.mask.to(device).repeat(count, 1)
+    known = prompts.ids.clamp(max=pm.base.config.get_text_config().vocab_size - 1)  # padding too
+    ids, mask = known.to(device).repeat(count, 1), prompts.mask.to(device).repeat(count, 1)
     if not pm.checked:
         pm(input_ids=ids[:, -CHECKED:], attention_mask=mask[:, -CHECKED:], use_cache=False)
     ends = Ends(pm.base, prompts.tokenizer, decoding.stop, device)

@@ -37,7 +37,7 @@ def check(pm: PerturbedModule, prompts: Prompts, decoding: Decoding) -> None:
         raise ValueError("stop needs prompts with a tokenizer, got None")
     config = _text_config(model)
     prompts.check_length(getattr(config, "max_position_embeddings", None), decoding.max_new_tokens)
-    largest = int(prompts.ids.max())
+    largest = int((prompts.ids * prompts.mask).max())  # a padding token may be the tokenizer's alone
     if largest >= config.vocab_size:
         raise ValueError(
             f"prompts must hold token ids below {config.vocab_size}, the model's own, got {largest}"
