@@ -188,6 +188,9 @@ def test_damaged_folders_are_refused(ran, tmp_path):
     assert result.exit_code == 2
     assert "to must be a folder" in result.stderr
     assert call("export", ran[0] / "run", "--to", tmp_path / "one", "--member", 3).exit_code == 2
+    result = call("export", ran[0] / "run", "--to", ran[0] / "model" / ".." / "model")
+    assert result.exit_code == 2
+    assert "to must be another folder than the base's" in result.stderr
 
 
 def test_pretrain_writes_a_model_that_search_opens(tmp_path, monkeypatch):

@@ -118,6 +118,8 @@ def export(folder: Path, to: Path, member: int = 0, model: str | None = None) ->
     if to.suffix == ".safetensors" or to.is_file():
         raise ValueError(f"to must be a folder for an expert of a language model, got {str(to)!r}")
     _, thicket, base, pm = open_run(folder, model, device="cpu")
+    if str(to.resolve()) == base.identity["model"]:
+        raise ValueError(f"to must be another folder than the base's, got {str(to)!r}")
     if not 0 <= member < len(thicket.members):
         raise IndexError(f"index must be a rank in [0, {len(thicket.members)}), got {member}")
     expert = thicket.members[member]
