@@ -182,6 +182,14 @@ def test_a_run_that_scored_nothing_gives_its_folder_to_another(tmp_path, monkeyp
     assert (report["run"]["scorer"], report["run"]["noise"]) == ("number", "rademacher")
 
 
+def test_a_folder_with_scores_of_another_kind_is_left_alone(ran, tmp_path):
+    (tmp_path / "run.sqlite").write_bytes(b"scores")
+    settings = language_task.settings(ran[0] / "model", ran[0] / "task.jsonl", n=2, top_k=1)
+    with pytest.raises(ValueError, match="holds a run of another kind: choose another folder"):
+        running.run_search(settings, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.sqlite"]
+
+
 def test_answers_of_a_run_whose_scores_are_gone_are_not_those_of_the_next(tmp_path):
     folder = language_task.world(tmp_path)
     language_task.run(folder, n=2, top_k=1, correlate=0)

@@ -46,6 +46,8 @@ def begin(folder: Path, run: dict[str, Any], problems: Sequence[Problem]) -> Non
     A run that ended before its base was scored left nothing worth keeping: another one takes its folder.
     """
     run = json.loads(json.dumps({"format": FORMAT, **run}))
+    if not is_language_run(folder) and (folder / STORE).exists():
+        raise ValueError(f"folder {str(folder)!r} holds a run of another kind: choose another folder")
     if not is_language_run(folder) or _dropped_if_empty(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ANSWERS).unlink(missing_ok=True)  # of a run whose results file is gone

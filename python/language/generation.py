@@ -118,11 +118,12 @@ def decode(pm: PerturbedModule, prompts: Prompts, decoding: Decoding) -> Generat
     (seeds, sigmas), device = pm.active, device_of(pm)
     count, batch = len(seeds), len(prompts)
     pm.regroup([batch] * count)
-    known = prompts.ids.clamp(max=pm.base.config.get_text_config().vocab_size - 1)  # padding too
+    model: Any = pm.base
+    known = prompts.ids.clamp(max=model.config.get_text_config().vocab_size - 1)  # padding too
     ids, mask = known.to(device).repeat(count, 1), prompts.mask.to(device).repeat(count, 1)
     if not pm.checked:
         pm(input_ids=ids[:, -CHECKED:], attention_mask=mask[:, -CHECKED:], use_cache=False)
-    ends = Ends(pm.base, prompts.tokenizer, decoding.stop, device)
+    ends = Ends(model, prompts.tokenizer, decoding.stop, device)
     sampler = Sampler.of_members(decoding, seeds, sigmas, prompts) if decoding.sample else None
     running = Running(pm.module, ids, mask, decoding, ends, sampler)
     tokens: list[list[int]] = [[] for _ in range(count * batch)]
