@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -263,7 +263,9 @@ def _resident(model: str, members: int, chunk: int) -> float:
     pm = thickets.perturb(built(model, torch.device("cpu"), torch.float32), noise="normal4")
     prompts = [[1 + i, 2, 3, 4] for i in range(8)]
     generate(pm, prompts, range(members), [SIGMA] * members, max_new_tokens=16, chunk=chunk)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # ru_maxrss would count the process that this one was forked from.
+    peaks = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return float(peaks[0]) / 1024
 
 
 def main(arguments: list[str] | None = None) -> None:
