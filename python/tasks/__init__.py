@@ -1,1 +1,1 @@
-"""Ready experiments: `signals` (the paper's 1-D experiment), `digits` (real scans), and what they share."""
+"""Experiments, `signals` (the paper's 1-D one) and `digits`, and tasks of language models (problems.py)."""
