@@ -112,6 +112,22 @@ def test_forms_of_groups(native: Backend, noise: str) -> None:
     assert_same_bits(run(x[0], seeds, sigmas), run(x[0].expand(3, -1, -1), seeds, sigmas))
 
 
+@every_isa
+@every_family
+def test_more_rows_than_stay_in_the_cache(native: Backend, noise: str) -> None:
+    """Members whose rows, alone or together, are multiplied in several goes: the bits of a few rows alone."""
+    run = layer(native, noise, 70, 20)
+    seeds, sigmas = members(4)
+    counts = [2500, 0, 700, 650]
+    x = normals(sum(counts), 20)
+    y = run(x, seeds, sigmas, ragged(counts)).split(counts)
+    for n, own in enumerate(x.split(counts)):
+        if not len(own):
+            continue
+        few = [run(rows[None], seeds[n : n + 1], sigmas[n : n + 1])[0] for rows in own.split(900)]
+        assert_same_bits(y[n], torch.cat(few), f"member {n}")
+
+
 THREADED = [(1, 703, 20, 40), (2, 299, 70, 130), (9, 2, 200, 33), (60, 1, 1, 290)]  # N, M, O, K
 
 
