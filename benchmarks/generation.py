@@ -264,8 +264,7 @@ def _resident(model: str, members: int, chunk: int) -> float:
     prompts = [[1 + i, 2, 3, 4] for i in range(8)]
     generate(pm, prompts, range(members), [SIGMA] * members, max_new_tokens=16, chunk=chunk)
     # ru_maxrss would count the process that this one was forked from.
-    peaks = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return float(peaks[0]) / 1024
+    return float(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 def main(arguments: list[str] | None = None) -> None:

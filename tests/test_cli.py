@@ -1,7 +1,6 @@
 """The command line: what it writes, what it answers in a fresh process, and how it fails."""
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -17,28 +16,16 @@ pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 pytest.importorskip("typer")
 
+from commands import ONE_THREAD, call, good
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import thickets
-from thickets import cli
 from thickets.tasks import digits, experiments, run, signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMMANDS = ["demo", "search", "pretrain", "signals", "digits", "vote", "export", "density", "bench", "info"]
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SHELL = [sys.executable, "-c", "from thickets.cli import main; main()"]
-
-
-def call(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def good(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

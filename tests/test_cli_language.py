@@ -1,7 +1,6 @@
 """The commands for language models: search, vote, density and export, from files to files."""
 
 import json
-import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,27 +14,15 @@ pytest.importorskip("typer")
 
 import language_case
 import language_task
-from typer.testing import CliRunner
+from commands import ONE_THREAD, call, good
 
 import thickets
-from thickets import cli, options
+from thickets import options
 from thickets.language import models
 from thickets.language.models import open_model
 from thickets.tasks import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def call(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def good(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 def search(folder, *more):
